@@ -1,0 +1,206 @@
+"""The decoder: one forward pass over packs of whole documents, for every family, described by a `DecoderSpec`.
+
+    tokens_T ─▶ embedding ─▶ ┌ norm ─▶ q·k·v (one group) ─▶ rope ─▶ attention inside documents ─▶ o ─▶ + ┐ × layers
+                             └ norm ─▶ gate·up (one group) ─▶ swiglu ─▶ down ─▶ + ───────────────────────┘
+             ─▶ norm of the learned rows ─▶ head and loss in chunks
+
+Nothing is computed that no gradient needs: in the last layer only learned tokens pass on after attention, and below
+the first adapter nothing requires a gradient, so autograd does not go there.
+
+Shapes: T tokens of the pack, N learned tokens, D hidden, H query heads, K key-value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from strop.kernels.attention import attention
+from strop.kernels.cross_entropy import linear_cross_entropy
+from strop.kernels.dropout import token_keys
+from strop.kernels.qlora_linear import Dropout, FrozenGroup, WeightBuffer, qlora_linear
+from strop.kernels.random import key
+from strop.kernels.rms_norm import rms_norm
+from strop.kernels.rope import rope
+from strop.kernels.swiglu import swiglu
+from strop.model.lora import Adapter
+from strop.model.rotary import inverse_frequencies
+from strop.model.spec import GROUPS, DecoderSpec, module_path
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A pack as tensors on the decoder's device.
+
+    Attributes:
+        tokens_T: int64 [T].
+        positions_T: int64 [T], each token's place in its document.
+        sample_ids_T: int64 [T], the sample each token belongs to; names its dropout.
+        starts: offsets of the documents and, last, T.
+        rows_N: int64 [N], rows whose next token is learned.
+        targets_N: int64 [N], that next token.
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    sample_ids_T: Tensor
+    starts: tuple[int, ...]
+    rows_N: Tensor
+    targets_N: Tensor
+
+
+@dataclass(slots=True)
+class Layer:
+    """The frozen parts of a layer: norms [D] and the four groups of projections that share an input."""
+
+    index: int
+    input_norm_D: Tensor
+    post_attention_norm_D: Tensor
+    groups: tuple[FrozenGroup, ...]
+
+
+@dataclass(slots=True)
+class Decoder:
+    """A frozen base model; the adapter is handed in.
+
+    Attributes:
+        spec: what it is.
+        embedding_VD: token embedding [V, D]; in the compute dtype where the head is tied to it.
+        head_VD: head [V, D] in the compute dtype.
+        final_norm_D: last norm [D].
+        layers: the layers.
+        dtype: dtype of activations.
+        buffer: memory that weights are dequantised into.
+        recompute: whether a layer's activations are dropped after the forward pass and made again for the backward.
+        loss_chunk: learned tokens whose logits exist at one time.
+    """
+
+    spec: DecoderSpec
+    embedding_VD: Tensor
+    head_VD: Tensor
+    final_norm_D: Tensor
+    layers: list[Layer]
+    dtype: torch.dtype
+    buffer: WeightBuffer
+    recompute: bool = False
+    loss_chunk: int = 256
+    _frequencies_E: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._frequencies_E = inverse_frequencies(self.spec).to(self.embedding_VD.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base lies."""
+        return self.embedding_VD.device
+
+    def keep_dense(self, layers: int) -> None:
+        """Keeps dequantised copies of the first ``layers`` layers: memory for time, the same numbers."""
+        for layer in self.layers[:layers]:
+            for group in layer.groups:
+                group.keep_dense(self.dtype)
+
+    def loss(self, batch: Batch, adapter: Adapter | None, step_key: int | None = None) -> Tensor:
+        """Summed loss of a pack's learned tokens: float32 scalar.
+
+        Args:
+            batch: the pack.
+            adapter: the adapter, or None for the base alone.
+            step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
+        """
+        hidden_ND = self.hidden(batch, adapter, batch.rows_N, step_key)
+        return linear_cross_entropy(hidden_ND, self.head_VD, batch.targets_N, self.loss_chunk)
+
+    def logits(self, batch: Batch, adapter: Adapter | None) -> Tensor:
+        """Logits of every token: float32 [T, V]. For tests and small inputs: training never builds this."""
+        rows_T = torch.arange(len(batch.tokens_T), device=self.device)
+        return (self.hidden(batch, adapter, rows_T) @ self.head_VD.T).float()
+
+    def hidden(self, batch: Batch, adapter: Adapter | None, rows_N: Tensor, step_key: int | None = None) -> Tensor:
+        """Normalised hidden states of chosen rows after the last layer: [N, D]."""
+        x_TD = self.embed(batch.tokens_T)
+        cos_TE, sin_TE = self.angles(batch.positions_T)
+        drop_keys_T = None
+        if step_key is not None and adapter is not None and adapter.dropout > 0:
+            drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
+        for layer in self.layers:
+            rows = rows_N if layer is self.layers[-1] else None
+            arguments = (layer, x_TD, adapter, cos_TE, sin_TE, batch.starts, drop_keys_T, rows)
+            if self.recompute and torch.is_grad_enabled():
+                # Dropout is a function of the token, so there is no random state to keep for the second pass.
+                x_TD = checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = self._layer(*arguments)
+        return rms_norm(x_TD, self.final_norm_D, self.spec.norm_eps)
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """Embeddings of tokens [T, D]; no gradient goes further down."""
+        return self.embedding_VD[tokens_T].to(self.dtype)
+
+    def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary embedding [T, E/2], float32."""
+        angles_TE = positions_T[:, None].float() * self._frequencies_E
+        return angles_TE.cos(), angles_TE.sin()
+
+    def project(
+        self, layer: Layer, group: int, x_TI: Tensor, adapter: Adapter | None, drop_keys_T: Tensor | None = None
+    ) -> Tensor:
+        """One group of a layer's projections: [T, outputs of the group side by side]."""
+        paths = [module_path(layer.index, name) for name in GROUPS[group]]
+        pairs = [adapter.matrices.get(path) if adapter else None for path in paths]
+        drop = None
+        if drop_keys_T is not None and adapter is not None:
+            drop = Dropout(adapter.dropout, drop_keys_T, tuple(key(path) for path in paths))
+        return qlora_linear(x_TI, layer.groups[group], pairs, adapter.scale if adapter else 0.0, drop)
+
+    def queries_keys_values(
+        self,
+        layer: Layer,
+        x_TD: Tensor,
+        adapter: Adapter | None,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        drop_keys_T: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, H, E] and k [T, K, E], rotated, and v [T, K, E]."""
+        spec = self.spec
+        normal_TD = rms_norm(x_TD, layer.input_norm_D, spec.norm_eps)
+        qkv_TO = self.project(layer, 0, normal_TD, adapter, drop_keys_T)
+        heads = (spec.heads, spec.kv_heads, spec.kv_heads)
+        q, k, v = (
+            part.reshape(len(x_TD), count, spec.head_size)
+            for part, count in zip(qkv_TO.split([count * spec.head_size for count in heads], dim=1), heads, strict=True)
+        )
+        return rope(q, cos_TE, sin_TE), rope(k, cos_TE, sin_TE), v
+
+    def after_attention(
+        self, layer: Layer, x_TD: Tensor, y_THE: Tensor, adapter: Adapter | None, drop_keys_T: Tensor | None = None
+    ) -> Tensor:
+        """Output projection, MLP and both residual sums: [T, D]."""
+        x_TD = x_TD + self.project(layer, 1, y_THE.flatten(1), adapter, drop_keys_T)
+        normal_TD = rms_norm(x_TD, layer.post_attention_norm_D, self.spec.norm_eps)
+        hidden_TF = swiglu(self.project(layer, 2, normal_TD, adapter, drop_keys_T))
+        return x_TD + self.project(layer, 3, hidden_TF, adapter, drop_keys_T)
+
+    def _layer(
+        self,
+        layer: Layer,
+        x_TD: Tensor,
+        adapter: Adapter | None,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        starts: Sequence[int],
+        drop_keys_T: Tensor | None,
+        rows_N: Tensor | None,
+    ) -> Tensor:
+        """A layer over a pack; with ``rows_N`` only those rows go on after attention."""
+        q_THE, k_TKE, v_TKE = self.queries_keys_values(layer, x_TD, adapter, cos_TE, sin_TE, drop_keys_T)
+        y_THE = attention(q_THE, k_TKE, v_TKE, starts)
+        if rows_N is not None:
+            x_TD, y_THE = x_TD[rows_N], y_THE[rows_N]
+            drop_keys_T = None if drop_keys_T is None else drop_keys_T[rows_N]
+        return self.after_attention(layer, x_TD, y_THE, adapter, drop_keys_T)

@@ -1,0 +1,93 @@
+"""From a model folder to a decoder: tensors are read one by one and quantised as they come.
+
+What is in memory at any moment is the NF4 base so far, the embedding, and one full-precision tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from strop.errors import ModelError
+from strop.kernels import nf4
+from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
+from strop.model.decoder import Decoder, Layer
+from strop.model.families import read_spec
+from strop.model.spec import GROUPS, DecoderSpec, module_path
+from strop.model.weights import EMBEDDING, FINAL_NORM, HEAD, WeightReader
+
+Progress = Callable[[int, int], None]
+
+
+def load_decoder(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Loads the model of a folder as a frozen NF4 base.
+
+    Args:
+        folder: config.json and safetensors, of a supported family.
+        device: where the base lies.
+        dtype: dtype of activations, embedding and head.
+        progress: called with (layers done, layers).
+
+    Raises:
+        ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
+    """
+    spec = read_spec(folder)
+    reader = WeightReader(folder)
+    reader.check(spec)
+    device = torch.device(device)
+    buffer = WeightBuffer()
+
+    def read(name: str) -> Tensor:
+        return _finite(reader.read(name), name, folder)
+
+    embedding_VD = read(EMBEDDING).to(device=device)
+    if spec.tied_head:
+        embedding_VD = head_VD = embedding_VD.to(dtype)
+    else:
+        head_VD = read(HEAD).to(device=device, dtype=dtype)
+    layers = []
+    for index in range(spec.layers):
+        layers.append(_load_layer(index, spec, read, device, buffer))
+        if progress:
+            progress(index + 1, spec.layers)
+    final_norm_D = read(FINAL_NORM).to(device=device, dtype=torch.float32)
+    return Decoder(spec, embedding_VD, head_VD, final_norm_D, layers, dtype, buffer)
+
+
+def _load_layer(
+    index: int, spec: DecoderSpec, read: Callable[[str], Tensor], device: torch.device, buffer: WeightBuffer
+) -> Layer:
+    groups = []
+    for names in GROUPS:
+        paths = [module_path(index, name) for name in names]
+        weights = [nf4.quantize(read(f"{path}.weight").to(device)) for path in paths]
+        biases = [
+            read(f"{path}.bias").to(device) for path, name in zip(paths, names, strict=True) if spec.has_bias(name)
+        ]
+        groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
+    norms = [
+        read(f"model.layers.{index}.{name}.weight").to(device=device, dtype=torch.float32)
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
+    return Layer(index, norms[0], norms[1], tuple(groups))
+
+
+def _finite(tensor: Tensor, name: str, folder: Path) -> Tensor:
+    """Refuses a tensor with NaN or infinity: its largest magnitude tells."""
+    lowest, highest = tensor.aminmax()
+    if not (lowest.isfinite() and highest.isfinite()):
+        raise ModelError(
+            f"{folder}: tensor {name} holds numbers that are not finite",
+            expected="finite weights",
+            found=f"lowest {lowest.item()}, highest {highest.item()}",
+            do="fetch the model again",
+        )
+    return tensor

@@ -1,0 +1,191 @@
+"""The adapter: A and B of every targeted projection, made, counted, and kept on disk in PEFT's format.
+
+A starts uniform in ±1/√I (PEFT's Kaiming initialisation with a = √5), B at zero, so that an untrained adapter changes
+nothing. A's numbers follow from (seed, module path) alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from strop.errors import ModelError, UsageError
+from strop.kernels.random import uniform
+from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """LoRA matrices by module path.
+
+    Attributes:
+        rank: R.
+        alpha: the adapter is scaled by alpha / rank.
+        dropout: chance that an element of the adapter's input is dropped in training.
+        targets: names of the targeted projections.
+        matrices: module path → (A float32 [R, I], B float32 [O, R]).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    matrices: dict[str, tuple[Tensor, Tensor]]
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def parameters(self) -> list[Tensor]:
+        """All matrices, in a fixed order."""
+        return [matrix for pair in self.matrices.values() for matrix in pair]
+
+    @property
+    def size(self) -> int:
+        """Number of trained parameters."""
+        return sum(matrix.numel() for matrix in self.parameters())
+
+    def named(self) -> dict[str, Tensor]:
+        """The matrices under the names that PEFT gives them on disk."""
+        return {
+            f"{_PREFIX}{path}.lora_{letter}.weight": matrix
+            for path, pair in self.matrices.items()
+            for letter, matrix in zip("AB", pair, strict=True)
+        }
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+    """Names of the projections that ``adapter.targets`` asks for, in the decoder's order.
+
+    Raises:
+        UsageError: a name that is no projection, or none at all.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all-linear"]:
+        return PROJECTIONS
+    unknown = [name for name in names if name not in PROJECTIONS]
+    if unknown or not names:
+        raise UsageError(
+            "adapter.targets names no projection of this model",
+            expected=f"all-linear, or some of {','.join(PROJECTIONS)}",
+            found=", ".join(unknown) or "nothing",
+            do="for example --adapter.targets q_proj,k_proj,v_proj",
+        )
+    return tuple(name for name in PROJECTIONS if name in names)
+
+
+def make_adapter(
+    spec: DecoderSpec,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str],
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Adapter:
+    """A new adapter that changes nothing yet; float32 leaves that require gradients."""
+    matrices = {}
+    for layer in range(spec.layers):
+        for name in targets:
+            path = module_path(layer, name)
+            outputs, inputs = spec.projection_shape(name)
+            a_RI = (uniform((rank, inputs), seed, path) * 2 - 1) * inputs**-0.5
+            b_OR = torch.zeros(outputs, rank)
+            matrices[path] = (a_RI.to(device).requires_grad_(), b_OR.to(device).requires_grad_())
+    return Adapter(rank, alpha, dropout, tuple(targets), matrices)
+
+
+def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
+    """Writes an adapter as PEFT does; `peft.PeftModel.from_pretrained` loads the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": list(adapter.targets),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in adapter.named().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:
+    """Reads an adapter in PEFT's format.
+
+    Raises:
+        ModelError: files missing or broken, an option that is not plain LoRA, or shapes of another model.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        targets = config["target_modules"]
+        wanted = PROJECTIONS if targets == "all-linear" else targets
+        targets = tuple(name for name in PROJECTIONS if name in wanted)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} holds no readable adapter",
+            expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them",
+            found=f"{type(error).__name__}: {error}",
+            do="name the folder of an adapter",
+        ) from None
+    unsupported = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    if config.get("peft_type") != "LORA" or unsupported:
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: not a plain LoRA adapter",
+            expected="peft_type LORA without " + ", ".join(unsupported or ["variants"]),
+            found=str(config.get("peft_type")),
+            do="use an adapter of plain LoRA",
+        )
+    adapter = make_adapter(
+        spec, rank=rank, alpha=alpha, dropout=float(config.get("lora_dropout", 0.0)), targets=targets, seed=0
+    )
+    load_matrices(adapter, tensors, folder / WEIGHTS_FILE)
+    moved = {path: _leaves(pair, device) for path, pair in adapter.matrices.items()}
+    return Adapter(rank, alpha, adapter.dropout, targets, moved)
+
+
+def load_matrices(adapter: Adapter, tensors: dict[str, Tensor], place: Path) -> None:
+    """Copies tensors, named as PEFT does, into an adapter; names and shapes must be exactly the adapter's."""
+    named = adapter.named()
+    wrong = sorted(set(named) ^ set(tensors))
+    wrong += [name for name in named if name in tensors and tensors[name].shape != named[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise ModelError(
+            f"{place}: tensor {name} does not fit this model ({len(wrong)} such tensors)",
+            expected=f"shape {list(named[name].shape)}" if name in named else "no such tensor",
+            found=f"shape {list(tensors[name].shape)}" if name in tensors else "nothing",
+            do="the adapter was made for another model or other targets",
+        )
+    with torch.no_grad():
+        for name, matrix in named.items():
+            matrix.copy_(tensors[name])
+
+
+def _leaves(pair: tuple[Tensor, Tensor], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    a_RI, b_OR = (matrix.detach().to(device).requires_grad_() for matrix in pair)
+    return a_RI, b_OR
