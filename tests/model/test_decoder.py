@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from strop.errors import ModelError
 from strop.kernels import nf4
-from strop.model.decoder import Batch
+from strop.model.batch import make_batch
 from strop.model.generate import generate
 from strop.model.load import load_decoder
 from strop.model.lora import make_adapter, read_adapter, write_adapter
@@ -76,16 +76,14 @@ def with_dequantized_weights(model, decoder):
 
 def batch_of(*documents, learned_from=2):
     """A pack of token lists; what comes after the first tokens is learned."""
-    tokens, positions, ids, starts, rows, targets = [], [], [], [0], [], []
-    for index, document in enumerate(documents):
-        for place in range(learned_from, len(document)):
-            rows.append(len(tokens) + place - 1)
-            targets.append(document[place])
+    tokens, targets, positions, starts = [], [], [], [0]
+    for document in documents:
         tokens += document
+        following = [*document[1:], -100]
+        targets += [-100] * (learned_from - 1) + following[learned_from - 1 :] if len(document) > 1 else following
         positions += range(len(document))
-        ids += [index + 10] * len(document)
         starts.append(len(tokens))
-    return Batch(*map(torch.tensor, (tokens, positions, ids)), tuple(starts), *map(torch.tensor, (rows, targets)))
+    return make_batch(tokens, targets, positions, starts, range(10, 10 + len(documents)))
 
 
 def documents(*lengths):

@@ -27,30 +27,10 @@ from strop.kernels.random import key
 from strop.kernels.rms_norm import rms_norm
 from strop.kernels.rope import rope
 from strop.kernels.swiglu import swiglu
+from strop.model.batch import Batch
 from strop.model.lora import Adapter
 from strop.model.rotary import inverse_frequencies
 from strop.model.spec import GROUPS, DecoderSpec, module_path
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A pack as tensors on the decoder's device.
-
-    Attributes:
-        tokens_T: int64 [T].
-        positions_T: int64 [T], each token's place in its document.
-        sample_ids_T: int64 [T], the sample each token belongs to; names its dropout.
-        starts: offsets of the documents and, last, T.
-        rows_N: int64 [N], rows whose next token is learned.
-        targets_N: int64 [N], that next token.
-    """
-
-    tokens_T: Tensor
-    positions_T: Tensor
-    sample_ids_T: Tensor
-    starts: tuple[int, ...]
-    rows_N: Tensor
-    targets_N: Tensor
 
 
 @dataclass(slots=True)

@@ -1,0 +1,45 @@
+"""Strop fine-tunes chat models with QLoRA on your own data, and proves what it did.
+
+    import strop
+
+    recipe = strop.Recipe(model="smollm2-135m-instruct", data={"train": "questions.jsonl", "map": "question:answer"})
+    run = strop.train(recipe)                      # -> strop.Run, the figures and the folder of the run
+    model = strop.load(run.folder)                 # -> strop.TunedModel, base and adapter in memory
+    print(model.ask(["What is 12 + 30?"])[0].text)
+
+Everything is imported when it is first used, so that `import strop` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strop.errors import StropError
+    from strop.evaluate.tuned import TunedModel
+    from strop.evaluate.tuned import load_tuned as load
+    from strop.recipe import Recipe
+    from strop.train.api import Run, train
+
+__all__ = ["Recipe", "Run", "StropError", "TunedModel", "load", "train"]
+
+_HOMES = {
+    "Recipe": ("strop.recipe", "Recipe"),
+    "Run": ("strop.train.api", "Run"),
+    "StropError": ("strop.errors", "StropError"),
+    "TunedModel": ("strop.evaluate.tuned", "TunedModel"),
+    "load": ("strop.evaluate.tuned", "load_tuned"),
+    "train": ("strop.train.api", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'strop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""A conversation with a run's model: every turn is sent with the whole history, as training renders it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from strop.data.records import Message
+from strop.evaluate.ask import AnswerText, Question, answer_questions
+from strop.evaluate.tuned import TunedModel
+
+
+@dataclass(slots=True)
+class Chat:
+    """A conversation so far.
+
+    Attributes:
+        model: who answers.
+        max_tokens: longest answer.
+        temperature: 0 takes the likeliest token.
+        messages: the turns so far, the run's system prompt first.
+    """
+
+    model: TunedModel
+    max_tokens: int = 512
+    temperature: float = 0.0
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        system = self.model.recipe.data.system
+        if not self.messages and system is not None:
+            self.messages.append(Message("system", system))
+
+    def say(self, text: str, on_text: Callable[[str], None] | None = None) -> AnswerText:
+        """Adds a user's turn and the model's answer.
+
+        Args:
+            text: what the user says.
+            on_text: given the answer piece by piece as it comes.
+        """
+        self.messages.append(Message("user", text))
+        (answer,) = answer_questions(
+            self.model.decoder,
+            self.model.adapter,
+            self.model.tokenizer,
+            [Question(tuple(self.messages))],
+            self.max_tokens,
+            temperature=self.temperature,
+            seed=self.model.recipe.train.seed,
+            on_text=on_text,
+        )
+        self.messages.append(Message("assistant", answer.text))
+        return answer

@@ -1,0 +1,110 @@
+"""A finished (or stopped) run, loaded: its base, its adapter, its template and its system prompt, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from strop.data.tokenizer import Tokenizer
+from strop.errors import InputError
+from strop.evaluate.ask import AnswerText, Question, answer_questions, question_of_text
+from strop.model.decoder import Decoder
+from strop.model.load import load_decoder
+from strop.model.lora import Adapter, read_adapter
+from strop.model.source import Note, model_folder
+from strop.plan.plan import Plan, default_plan, probe
+from strop.recipe import Recipe, from_yaml
+from strop.run.checkpoint import newest_checkpoint
+from strop.run.folder import RunFolder, open_run
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """What a run made, in memory.
+
+    Attributes:
+        run: its folder.
+        recipe: its recipe.
+        plan: how this machine computes it.
+        decoder: the base.
+        adapter: what was learned.
+        tokenizer: tokenizer and template.
+    """
+
+    run: RunFolder
+    recipe: Recipe
+    plan: Plan
+    decoder: Decoder
+    adapter: Adapter
+    tokenizer: Tokenizer
+
+    def ask(
+        self, questions: Sequence[str], *, tuned: bool = True, max_tokens: int = 256, temperature: float = 0.0
+    ) -> list[AnswerText]:
+        """Answers questions with the prompt that was trained.
+
+        Args:
+            questions: texts of single questions.
+            tuned: with the adapter, or the base alone.
+            max_tokens: longest answer.
+            temperature: 0 takes the likeliest token.
+        """
+        asked = [question_of_text(text, self.recipe.data.system) for text in questions]
+        return self.answer(asked, tuned=tuned, max_tokens=max_tokens, temperature=temperature)
+
+    def answer(
+        self, questions: Sequence[Question], *, tuned: bool = True, max_tokens: int = 256, temperature: float = 0.0
+    ) -> list[AnswerText]:
+        """The same for questions with a history."""
+        adapter = self.adapter if tuned else None
+        return answer_questions(
+            self.decoder,
+            adapter,
+            self.tokenizer,
+            questions,
+            max_tokens,
+            temperature=temperature,
+            seed=self.recipe.train.seed,
+        )
+
+
+def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
+    """Loads a run: its final adapter, or that of its newest whole checkpoint where it has not ended.
+
+    Raises:
+        InputError: no run, or none that got as far as a checkpoint.
+        ModelError: the base is gone or damaged.
+    """
+    run = open_run(Path(path))
+    recipe = from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)).recipe
+    adapter_folder = run.adapter
+    if not (adapter_folder / "adapter_config.json").is_file():
+        checkpoint, _ = newest_checkpoint(run.checkpoints)
+        if checkpoint is None:
+            raise InputError(
+                f"{run.path} has no adapter yet",
+                expected="a finished run, or one with a whole checkpoint",
+                found="neither adapter/ nor a checkpoint that verifies",
+                do=f"continue it first: strop resume {run.path}",
+            )
+        adapter_folder = checkpoint.path
+    folder = model_folder(recipe.model, note)
+    tokenizer = Tokenizer.from_folder(folder)
+    decoder, plan = load_base(folder)
+    return TunedModel(run, recipe, plan, decoder, read_adapter(adapter_folder, decoder.spec, decoder.device), tokenizer)
+
+
+def load_base(folder: Path) -> tuple[Decoder, Plan]:
+    """A base for answering and evaluating, computed as this machine does best."""
+    from strop.model.families import read_spec
+
+    spec = read_spec(folder)
+    plan = default_plan(spec, 1, probe())
+    torch.set_num_threads(plan.threads)
+    decoder = load_decoder(folder, plan.device, getattr(torch, plan.dtype))
+    decoder.loss_chunk = plan.loss_chunk
+    decoder.keep_dense(plan.dense_layers)
+    return decoder, plan

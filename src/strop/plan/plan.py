@@ -1,0 +1,139 @@
+"""What a plan holds, and the plan that is taken when nobody names a budget.
+
+The default is a rule, not a search: the device that is there, packs that are long enough to keep it busy, activations
+kept where the estimate below says that they fit into half of the free memory, and dequantised copies of the base for as
+many layers as fit into a quarter of it. Every lever can be set by hand (`--plan.pack_tokens 4096`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from strop.errors import UsageError
+from strop.model.spec import DecoderSpec
+
+_DTYPES = ("float32", "bfloat16")
+_RECOMPUTE = ("none", "layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a step is computed.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: dtype of activations and products: "float32" or "bfloat16".
+        pack_tokens: most tokens in a pack; a longer document has a pack of its own.
+        recompute: "none" keeps activations for the backward pass; "layer" keeps each layer's input alone.
+        dense_layers: layers that keep a dequantised copy of their weights.
+        loss_chunk: learned tokens whose logits exist at one time.
+        threads: threads of a CPU.
+    """
+
+    device: str
+    dtype: str
+    pack_tokens: int
+    recompute: str
+    dense_layers: int
+    loss_chunk: int
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plan.json holds it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the default plan looks at."""
+
+    device: str
+    free_bytes: int
+    cores: int
+
+
+def probe() -> Machine:
+    """The device that is there, its free memory and the physical cores of the CPU."""
+    import psutil
+    import torch
+
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else cores
+    if torch.cuda.is_available():
+        return Machine("cuda", torch.cuda.mem_get_info()[0], min(cores, usable))
+    return Machine("cpu", psutil.virtual_memory().available, min(cores, usable))
+
+
+def activation_bytes(spec: DecoderSpec, tokens: int, itemsize: int) -> int:
+    """Bytes that one layer keeps for its backward pass without recompute.
+
+    Per token: both norms' inputs and results (4 D), q, k, v and their rotated copies, attention's result and its input
+    to the output projection, gate and up, and their product.
+    """
+    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    numbers = 4 * spec.hidden + 2 * (queries + keys) + keys + 2 * queries + 3 * spec.intermediate
+    return tokens * numbers * itemsize
+
+
+def default_plan(
+    spec: DecoderSpec, longest: int, machine: Machine, overrides: Mapping[str, str] | None = None
+) -> Plan:
+    """The plan for a machine, with levers set by hand on top.
+
+    Args:
+        spec: the model.
+        longest: tokens of the longest sample.
+        machine: from `probe`.
+        overrides: lever → value as text.
+
+    Raises:
+        UsageError: an unknown lever or a value it cannot have.
+    """
+    cuda = machine.device.startswith("cuda")
+    dtype, itemsize = ("bfloat16", 2) if cuda else ("float32", 4)
+    pack_tokens = max(8192 if cuda else 2048, longest)
+    kept = spec.layers * activation_bytes(spec, pack_tokens, itemsize)
+    layer_bytes = spec.linear_weights // spec.layers * itemsize
+    plan = Plan(
+        device=machine.device,
+        dtype=dtype,
+        pack_tokens=pack_tokens,
+        recompute="none" if kept < machine.free_bytes // 2 else "layer",
+        dense_layers=min(spec.layers, machine.free_bytes // 4 // layer_bytes),
+        loss_chunk=1024 if cuda else 256,
+        threads=machine.cores,
+    )
+    return _override(plan, overrides or {})
+
+
+def plan_from_dict(values: Mapping[str, Any]) -> Plan:
+    """The plan that plan.json holds."""
+    return Plan(**{item.name: values[item.name] for item in fields(Plan)})
+
+
+def _override(plan: Plan, overrides: Mapping[str, str]) -> Plan:
+    for name, text in overrides.items():
+        known = {item.name: item.type for item in fields(Plan)}
+        if name not in known:
+            raise UsageError(
+                f"--plan.{name} is no lever of the plan",
+                expected="one of " + ", ".join(known),
+                found=name,
+                do="strop train --help lists them",
+            )
+        plan = replace(plan, **{name: _value(name, str(text), known[name] == "int")})
+    return plan
+
+
+def _value(name: str, text: str, whole: bool) -> str | int:
+    allowed = {"dtype": _DTYPES, "recompute": _RECOMPUTE}.get(name)
+    lowest = 0 if name == "dense_layers" else 1
+    valid = text in allowed if allowed else (text.isdecimal() and int(text) >= lowest) if whole else bool(text)
+    if not valid:
+        wanted = " or ".join(allowed) if allowed else f"a whole number from {lowest}" if whole else "a device"
+        raise UsageError(
+            f"--plan.{name} cannot be {text!r}", expected=wanted, found=text, do=f"give --plan.{name} {wanted}"
+        )
+    return int(text) if whole else text

@@ -1,0 +1,154 @@
+"""The run folder: one place that holds what was asked, what happened and what came out.
+
+    RUN/ recipe.yaml     the resolved recipe, with the source of every value
+         plan.json       how it was computed
+         manifest.json   model, data, template, versions, device
+         data.json       accounting, lengths, a few samples with what is learned in them
+         refused.jsonl   every record that was not used: place, reason, cure
+         events.jsonl    what happened, one object a line
+         samples.jsonl   answers to fixed questions, before, during and after
+         checkpoints/    step-000100/ …
+         adapter/        the result, in PEFT's format
+         report.html     all of it, to look at
+
+Files are written whole under another name and renamed, except the two logs, which only grow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strop.errors import InputError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run folder, and reading and writing its small files."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Model, data, versions, device."""
+        return self.path / "manifest.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened."""
+        return self.path / "events.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Sample answers."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The result."""
+        return self.path / "adapter"
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a small JSON file."""
+        write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Reads a small JSON file.
+
+        Raises:
+            InputError: missing or broken.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read",
+                expected="a file that strop train wrote",
+                found=str(error),
+                do="name the folder of a run; `strop runs` lists them",
+            ) from None
+
+    def append(self, log: Path, value: dict[str, Any]) -> None:
+        """Adds a line to a log."""
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def lines(self, log: Path) -> Iterator[dict[str, Any]]:
+        """The objects of a log; a last line that was cut off by a kill is left out."""
+        if not log.exists():
+            return
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+    def cut_logs(self, step: int) -> None:
+        """Drops from both logs what happened after a step, so that a resumed run writes it once."""
+        for log in (self.events, self.samples):
+            kept = [value for value in self.lines(log) if value.get("step", 0) <= step and value.get("kind") != "stop"]
+            write_text(log, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in kept))
+
+
+def create_run(path: Path) -> RunFolder:
+    """Makes a new run folder.
+
+    Raises:
+        UsageError: it exists and is not empty, or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"the run folder {path} exists",
+            expected="a new folder",
+            found="a file" if path.is_file() else f"{sum(1 for _ in path.iterdir())} files and folders in it",
+            do=f"choose another --run, or continue it: strop resume {path}",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the run folder {path} cannot be made", found=str(error), do="choose another --run") from None
+    return RunFolder(path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        InputError: no such folder, or no run in it.
+    """
+    run = RunFolder(path)
+    if not run.manifest.is_file() or not run.recipe.is_file():
+        raise InputError(
+            f"{path} is not a run",
+            expected="a folder that strop train made, with recipe.yaml and manifest.json",
+            found="no such folder" if not path.exists() else "neither" if path.is_dir() else "a file",
+            do="`strop runs` lists the runs of a folder",
+        )
+    return run
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under another name, then renames it, so that a reader sees the old or the new, never half."""
+    staging = path.with_name(f".{path.name}.new")
+    with staging.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)

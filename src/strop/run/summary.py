@@ -1,0 +1,57 @@
+"""What a run came to, read from its events: the object that `train --json` prints, and a line for `strop runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from strop.run.folder import RunFolder
+
+
+def summarize(run: RunFolder) -> dict[str, Any]:
+    """Figures of a run.
+
+    Returns:
+        run, adapter (None before the end), state ("finished", "stopped" or "unfinished"), steps done, learned_tokens,
+        tokens_per_s (all tokens over the seconds of steps), peak_bytes, seconds, held_out_loss {before, after}.
+    """
+    steps = watches = 0
+    learned_tokens = tokens = 0
+    seconds, peak = 0.0, 0
+    losses: dict[str, float | None] = {"before": None, "after": None}
+    state, total = "unfinished", 0
+    for event in run.lines(run.events):
+        kind = event.get("kind")
+        if kind == "start":
+            total, state = event.get("steps", 0), "unfinished"
+        elif kind == "step":
+            steps = event["step"]
+            learned_tokens += event["learned_tokens"]
+            tokens += event["tokens"]
+            seconds += event["seconds"]
+            peak = max(peak, event["memory_bytes"])
+        elif kind == "watch" and event.get("held_out_loss") is not None:
+            losses["before" if watches == 0 else "after"] = event["held_out_loss"]
+            watches += 1
+        elif kind == "stop":
+            state = "stopped"
+        elif kind == "end":
+            state, peak = "finished", max(peak, event["peak_bytes"])
+    return {
+        "run": str(run.path),
+        "adapter": str(run.adapter) if (run.adapter / "adapter_model.safetensors").is_file() else None,
+        "state": state,
+        "steps": steps,
+        "total_steps": total,
+        "learned_tokens": learned_tokens,
+        "tokens_per_s": tokens / seconds if seconds else 0.0,
+        "peak_bytes": peak,
+        "seconds": seconds,
+        "held_out_loss": losses,
+    }
+
+
+def runs_in(folder: Path) -> list[dict[str, Any]]:
+    """The runs of a folder, oldest first, each as `summarize` gives it."""
+    found = sorted(path.parent for path in folder.glob("*/manifest.json")) if folder.is_dir() else []
+    return [summarize(RunFolder(path)) for path in found]

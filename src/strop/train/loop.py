@@ -1,0 +1,151 @@
+"""The loop: samples of a step, gradients, one move, then what is due: looking, saving, stopping.
+
+Step k (from 0) of a run is a function of the recipe, k, the adapter and the optimiser's moments alone, so a run can be
+cut after any checkpoint and continued to the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from strop.data.order import step_samples
+from strop.data.packing import pack
+from strop.data.records import Example
+from strop.data.tokenizer import Tokenizer
+from strop.errors import Stopped
+from strop.evaluate.ask import Question
+from strop.model.decoder import Decoder
+from strop.model.lora import Adapter, write_adapter
+from strop.plan.plan import Plan
+from strop.recipe import Recipe
+from strop.run.checkpoint import write_checkpoint
+from strop.run.folder import RunFolder
+from strop.run.journal import Journal
+from strop.run.summary import summarize
+from strop.train.guards import StopRequest
+from strop.train.meter import memory_bytes, peak_bytes
+from strop.train.optimizer import Optimizer
+from strop.train.schedule import learning_rate, total_steps
+from strop.train.step import accumulate_gradients
+from strop.train.watch import watch
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything that the loop works with."""
+
+    run: RunFolder
+    recipe: Recipe
+    plan: Plan
+    decoder: Decoder
+    adapter: Adapter
+    optimizer: Optimizer
+    tokenizer: Tokenizer
+    learned: Sequence[Example]
+    held_out: Sequence[Example]
+    questions: Sequence[Question]
+    journal: Journal
+    base: str
+
+
+def train_loop(training: Training, first_step: int) -> None:
+    """Trains from ``first_step`` to the end and writes the adapter.
+
+    Raises:
+        Stopped: the user asked to stop (saved first), or numbers were not finite.
+    """
+    recipe = training.recipe
+    steps = total_steps(recipe.train, len(training.learned))
+    training.journal.event("start", first_step, steps=steps, plan=training.plan.as_dict(), resumed=first_step > 0)
+    if first_step == 0:
+        _watch(training, 0)
+    with StopRequest() as stop:
+        for step in range(first_step, steps):
+            _step(training, step, steps)
+            done = step + 1
+            stopping = stop.reason and done < steps
+            if done % recipe.watch.every == 0 or done == steps:
+                _watch(training, done)
+            if done % recipe.train.save_every == 0 or done == steps or stopping:
+                _save(training, done)
+            if stopping:
+                training.journal.event("stop", done, reason=stop.reason)
+                raise Stopped(
+                    f"stopped by {stop.reason} after step {done} of {steps}, and saved",
+                    do=f"strop resume {training.run.path}",
+                )
+    _finish(training, steps)
+
+
+def _step(training: Training, step: int, steps: int) -> None:
+    """One optimiser step and its event."""
+    began = time.perf_counter()
+    section = training.recipe.train
+    chosen = step_samples(section.seed, step, len(training.learned), section.samples_per_step)
+    packs = pack([training.learned[index] for index in chosen], training.plan.pack_tokens)
+    result = accumulate_gradients(
+        training.decoder, training.adapter, packs, seed=section.seed, step=step, clip=section.clip
+    )
+    rate = learning_rate(section, step, steps)
+    training.optimizer.step(rate)
+    seconds = time.perf_counter() - began
+    training.journal.event(
+        "step",
+        step + 1,
+        epoch=(step + 1) * section.samples_per_step / len(training.learned),
+        loss=result.loss,
+        learned_tokens=result.learned_tokens,
+        tokens=result.tokens,
+        lr=rate,
+        grad_norm=result.grad_norm,
+        seconds=seconds,
+        tokens_per_s=result.tokens / seconds,
+        learned_tokens_per_s=result.learned_tokens / seconds,
+        memory_bytes=memory_bytes(training.decoder.device),
+    )
+
+
+def _watch(training: Training, step: int) -> None:
+    watch(
+        training.decoder,
+        training.adapter,
+        training.tokenizer,
+        training.held_out,
+        training.questions,
+        training.journal,
+        step=step,
+        pack_tokens=training.plan.pack_tokens,
+        answer_tokens=training.recipe.watch.answer_tokens,
+    )
+
+
+def _save(training: Training, step: int) -> None:
+    def write_files(folder: Path) -> None:
+        write_adapter(training.adapter, folder, training.base)
+        training.optimizer.write(folder)
+
+    checkpoint = write_checkpoint(training.run.checkpoints, step, {}, write_files)
+    training.journal.event("save", step, folder=str(checkpoint.path))
+
+
+def _finish(training: Training, steps: int) -> None:
+    """Publishes the adapter under its final name, whole, and records the end."""
+    staging = training.run.path / ".adapter.new"
+    shutil.rmtree(staging, ignore_errors=True)
+    write_adapter(training.adapter, staging, training.base)
+    shutil.rmtree(training.run.adapter, ignore_errors=True)
+    staging.rename(training.run.adapter)
+    summary = summarize(training.run)
+    training.journal.event(
+        "end",
+        steps,
+        seconds=summary["seconds"],
+        peak_bytes=peak_bytes(training.decoder.device),
+        learned_tokens=summary["learned_tokens"],
+        tokens_per_s=summary["tokens_per_s"],
+        held_out_loss=summary["held_out_loss"],
+    )

@@ -1,0 +1,299 @@
+"""A whole training run: everything is checked before anything is loaded, then the base, then the loop, then the proof.
+
+    resolve ─▶ model folder ─▶ tokenizer ─▶ data ─▶ plan ─▶ run folder ─▶ base in NF4 ─▶ adapter ─▶ loop ─▶ report
+
+`train_run` starts a run and `resume_run` continues one; both come together at `_train`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strop.data.examples import Dataset, prepare
+from strop.data.preview import length_histogram, segments
+from strop.data.tokenizer import Tokenizer
+from strop.errors import InputError, UsageError
+from strop.model.families import read_spec
+from strop.model.load import load_decoder
+from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
+from strop.model.source import model_folder
+from strop.model.spec import DecoderSpec
+from strop.model.weights import WeightReader
+from strop.plan.plan import Plan, default_plan, plan_from_dict, probe
+from strop.recipe import Recipe, Resolved, from_yaml
+from strop.run.checkpoint import Checkpoint, newest_checkpoint
+from strop.run.folder import RunFolder, create_run, open_run, write_text
+from strop.run.journal import Journal, Listener
+from strop.run.report import write_report
+from strop.run.summary import summarize
+from strop.train.loop import Training, train_loop
+from strop.train.optimizer import Optimizer
+from strop.train.watch import choose_questions
+
+# Samples whose tokens the report shows in colour.
+_SHOWN_SAMPLES = 6
+
+
+def train_run(
+    resolved: Resolved,
+    *,
+    folder: Path | None = None,
+    plan_overrides: Mapping[str, str] | None = None,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Trains from a recipe into a new run folder.
+
+    Args:
+        resolved: the recipe with its sources.
+        folder: the run folder; by default runs/<date>-<model>-<data>.
+        plan_overrides: levers of the plan set by hand.
+        listener: is told every event.
+
+    Returns:
+        The run's summary (`strop.run.summary.summarize`).
+
+    Raises:
+        UsageError: recipe, plan or run folder.
+        InputError: model, template or data.
+        Stopped: the run was stopped and saved.
+    """
+    folder = folder or _default_folder(resolved.recipe)
+    _refuse_existing(folder)
+    inputs = _prepare(resolved, Journal(None, listener))
+    longest = max(len(example.tokens) for example in (*inputs.dataset.learned, *inputs.dataset.held_out))
+    plan = default_plan(inputs.spec, longest, probe(), plan_overrides)
+    run = create_run(folder)
+    journal = Journal(run, listener)
+    _write_record(run, inputs, plan)
+    return _train(run, inputs, plan, journal, None)
+
+
+def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
+    """Continues a run that was stopped, from its newest whole checkpoint, under the same plan.
+
+    Raises:
+        UsageError: the run has ended.
+        InputError: no run; or its model or data is no longer what it was.
+    """
+    run = open_run(path)
+    if summarize(run)["state"] == "finished":
+        raise UsageError(
+            f"the run {path} has ended", found="a finished run", do=f"talk to it: strop chat {path}; or train a new one"
+        )
+    manifest = run.read_json("manifest.json")
+    try:
+        plan = plan_from_dict(run.read_json("plan.json"))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
+    journal = Journal(run, listener)
+    inputs = _prepare(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), journal)
+    found = {"model": inputs.model_sha256, "data": inputs.dataset.fingerprint, "template": inputs.template_sha256}
+    kept = {name: manifest.get(name, {}).get(key) for name, key in _IDENTITY.items()}
+    for name, value in found.items():
+        if kept[name] != value:
+            raise InputError(
+                f"the {name} of run {path} has changed since it began",
+                expected=f"{name} {str(kept[name])[:16]}…",
+                found=f"{name} {value[:16]}…",
+                do=f"put the {name} back, or train a new run",
+            )
+    checkpoint, skipped = newest_checkpoint(run.checkpoints)
+    for reason in skipped:
+        journal.note(f"skipped: {reason}")
+    run.cut_logs(checkpoint.step if checkpoint else -1)
+    return _train(run, inputs, plan, journal, checkpoint)
+
+
+_IDENTITY = {"model": "sha256", "data": "fingerprint", "template": "sha256"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """All that a run depends on, read and checked."""
+
+    resolved: Resolved
+    folder: Path
+    spec: DecoderSpec
+    tokenizer: Tokenizer
+    dataset: Dataset
+    targets: tuple[str, ...]
+    model_sha256: str
+    template_sha256: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+
+def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
+    """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
+    recipe = resolved.recipe
+    targets = parse_targets(recipe.adapter.targets)
+    folder = model_folder(recipe.model, journal.note)
+    spec = read_spec(folder)
+    reader = WeightReader(folder)
+    reader.check(spec)
+    tokenizer = Tokenizer.from_folder(folder)
+    if recipe.data.max_tokens is None:
+        resolved = resolved.with_value("data.max_tokens", spec.context, "model")
+    dataset = prepare(resolved.recipe.data, tokenizer, seed=recipe.train.seed, progress=journal.progress("reading data"))
+    template_sha256 = hashlib.sha256(tokenizer.template.source.encode()).hexdigest()
+    return _Inputs(resolved, folder, spec, tokenizer, dataset, targets, reader.sha256(), template_sha256)
+
+
+def _train(
+    run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    recipe, spec = inputs.recipe, inputs.spec
+    torch.set_num_threads(plan.threads)
+    decoder = load_decoder(
+        inputs.folder, plan.device, getattr(torch, plan.dtype), progress=journal.progress("loading the base in NF4")
+    )
+    decoder.recompute = plan.recompute == "layer"
+    decoder.loss_chunk = plan.loss_chunk
+    decoder.keep_dense(plan.dense_layers)
+    adapter = _new_adapter(inputs, decoder.device)
+    optimizer = Optimizer(adapter, recipe.train.weight_decay)
+    if checkpoint:
+        from safetensors.torch import load_file
+
+        weights = checkpoint.path / "adapter_model.safetensors"
+        load_matrices(adapter, load_file(weights), weights)
+        optimizer.read(checkpoint.path, checkpoint.step)
+    training = Training(
+        run=run,
+        recipe=recipe,
+        plan=plan,
+        decoder=decoder,
+        adapter=adapter,
+        optimizer=optimizer,
+        tokenizer=inputs.tokenizer,
+        learned=inputs.dataset.learned,
+        held_out=inputs.dataset.held_out,
+        questions=choose_questions(inputs.dataset, recipe),
+        journal=journal,
+        base=str(inputs.folder),
+    )
+    try:
+        train_loop(training, first_step=checkpoint.step if checkpoint else 0)
+    finally:
+        # Whatever ended the run, what happened so far is there to look at.
+        write_report(run.path)
+    return summarize(run)
+
+
+def _new_adapter(inputs: _Inputs, device: torch.device) -> Adapter:
+    section = inputs.recipe.adapter
+    return make_adapter(
+        inputs.spec,
+        rank=section.rank,
+        alpha=section.alpha,
+        dropout=section.dropout,
+        targets=inputs.targets,
+        seed=inputs.recipe.train.seed,
+        device=device,
+    )
+
+
+def _write_record(run: RunFolder, inputs: _Inputs, plan: Plan) -> None:
+    """Writes everything that is known before the first step."""
+    dataset, spec, recipe = inputs.dataset, inputs.spec, inputs.recipe
+    write_text(run.recipe, inputs.resolved.to_yaml())
+    run.write_json("plan.json", plan.as_dict())
+    shown = dataset.learned[:_SHOWN_SAMPLES]
+    run.write_json(
+        "data.json",
+        {
+            "lengths": _histogram(dataset),
+            "samples": [
+                {
+                    "place": str(example.place),
+                    "segments": [{"text": text, "kind": kind} for text, kind in segments(example, inputs.tokenizer)],
+                }
+                for example in shown
+            ],
+        },
+    )
+    for refusal in (*dataset.refused, *dataset.held_out_refused):
+        place = refusal.place
+        facts = {"file": place.file, "line": place.line or place.item, "reason": refusal.reason, "cure": refusal.cure}
+        run.append(run.path / "refused.jsonl", facts)
+    targets = [spec.projection_shape(name) for name in inputs.targets]
+    run.write_json(
+        "manifest.json",
+        {
+            "strop": version("strop"),
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "model": {
+                "path": recipe.model,
+                "sha256": inputs.model_sha256,
+                "family": spec.family,
+                "parameters": spec.parameters,
+                "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
+            },
+            "template": {"sha256": inputs.template_sha256},
+            "data": {
+                "train": recipe.data.train,
+                "fingerprint": dataset.fingerprint,
+                "read": dataset.read,
+                "learned": len(dataset.learned),
+                "held_out": len(dataset.held_out),
+                "refused": len(dataset.refused),
+                "held_out_read": dataset.held_out_read,
+                "held_out_refused": len(dataset.held_out_refused),
+            },
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            "device": _device_facts(plan),
+        },
+    )
+
+
+def _histogram(dataset: Dataset) -> dict[str, list[int]]:
+    """Lengths of all samples: the lower edges of the bars and, last, the upper end; and how many lie in each."""
+    buckets = length_histogram([*dataset.learned, *dataset.held_out])
+    edges = [bucket.low for bucket in buckets] + [bucket.high + 1 for bucket in buckets[-1:]]
+    return {"bins": edges, "counts": [bucket.count for bucket in buckets]}
+
+
+_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2")
+
+
+def _device_facts(plan: Plan) -> dict[str, Any]:
+    import psutil
+
+    name = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else platform.processor()
+    return {
+        "device": plan.device,
+        "name": name or platform.machine(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": psutil.cpu_count(logical=False),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _default_folder(recipe: Recipe) -> Path:
+    model, data = (Path(text).stem or "run" for text in (recipe.model, recipe.data.train))
+    stamp = datetime.now().astimezone().strftime("%Y-%m-%d")
+    folder = Path("runs") / f"{stamp}-{model}-{data}"
+    number = 2
+    while folder.exists():
+        folder = Path("runs") / f"{stamp}-{model}-{data}-{number}"
+        number += 1
+    return folder
+
+
+def _refuse_existing(folder: Path) -> None:
+    """Says before any work that a run folder is in the way; `create_run` says it again when it is made."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        create_run(folder)
+
+

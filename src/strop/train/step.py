@@ -1,0 +1,74 @@
+"""One optimiser step: the packs of its samples forward and backward, one division, one check, one move.
+
+    loss of the step = Σ over learned tokens of all packs / number of learned tokens
+
+The count is known before the first pack runs, so each pack's summed loss is divided by it on its way back and nothing
+is divided twice. Nothing moves before the loss and the gradients are known to be finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+
+from strop.data.packing import Pack
+from strop.kernels.random import key
+from strop.model.batch import Batch, make_batch
+from strop.model.decoder import Decoder
+from strop.model.lora import Adapter
+from strop.train.guards import NotFinite
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step found before the optimiser moves: mean loss, gradient norm, and what it read."""
+
+    loss: float
+    grad_norm: float
+    learned_tokens: int
+    tokens: int
+
+
+def batch_of(pack: Pack, device: torch.device) -> Batch:
+    """A pack on the decoder's device."""
+    return make_batch(pack.tokens_T, pack.targets_T, pack.positions_T, pack.starts_D1, pack.sample_ids_D, device)
+
+
+def accumulate_gradients(
+    decoder: Decoder, adapter: Adapter, packs: Sequence[Pack], *, seed: int, step: int, clip: float
+) -> StepResult:
+    """Leaves the step's gradients in the adapter, clipped to a norm.
+
+    Args:
+        decoder: the base.
+        adapter: float32 leaves; their ``grad`` is empty.
+        packs: all samples of the step.
+        seed: the recipe's seed.
+        step: the step, from 0; with the seed it names the dropout.
+        clip: largest norm of all gradients together; 0 for no clipping.
+
+    Raises:
+        NotFinite: the loss or a gradient is NaN or infinite; nothing has moved.
+    """
+    learned_tokens = sum(pack.learned_tokens for pack in packs)
+    loss_sum = 0.0
+    step_key = key(seed, "dropout", step)
+    for pack in packs:
+        loss = decoder.loss(batch_of(pack, decoder.device), adapter, step_key)
+        loss_sum += loss.item()
+        if not isfinite(loss_sum):
+            raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D])
+        (loss / learned_tokens).backward()
+    grads = [matrix.grad for matrix in adapter.parameters() if matrix.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    grad_norm = norm.item()
+    if not isfinite(grad_norm):
+        named = adapter.named().items()
+        first = next((name for name, m in named if m.grad is not None and not m.grad.isfinite().all()), "all gradients")
+        raise NotFinite(f"gradient of {first}", [int(sample) for pack in packs for sample in pack.sample_ids_D])
+    if clip:
+        torch.nn.utils.clip_grads_with_norm_(adapter.parameters(), clip, norm)
+    return StepResult(loss_sum / learned_tokens, grad_norm, learned_tokens, sum(len(pack.tokens_T) for pack in packs))

@@ -1,0 +1,57 @@
+"""Looking at a run without touching it: held-out loss and sample answers before, every n steps, and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from strop.data.examples import Dataset
+from strop.data.records import Example
+from strop.data.tokenizer import Tokenizer
+from strop.evaluate.ask import (
+    DEFAULT_QUESTIONS,
+    Question,
+    answer_questions,
+    question_of_sample,
+    question_of_text,
+)
+from strop.evaluate.held_out import held_out_loss
+from strop.model.decoder import Decoder
+from strop.model.lora import Adapter
+from strop.recipe import Recipe
+from strop.run.journal import Journal
+
+
+def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
+    """The recipe's questions, or else the first held-out samples' (the first learned ones' where none are held out)."""
+    if recipe.watch.ask:
+        return [question_of_text(text, recipe.data.system) for text in recipe.watch.ask]
+    examples = dataset.held_out or dataset.learned
+    return [question_of_sample(example) for example in examples[:DEFAULT_QUESTIONS]]
+
+
+def watch(
+    decoder: Decoder,
+    adapter: Adapter,
+    tokenizer: Tokenizer,
+    held_out: Sequence[Example],
+    questions: Sequence[Question],
+    journal: Journal,
+    *,
+    step: int,
+    pack_tokens: int,
+    answer_tokens: int,
+) -> None:
+    """Measures the held-out loss and asks the questions; both are functions of the adapter alone."""
+    began = time.perf_counter()
+    loss = held_out_loss(decoder, adapter, held_out, pack_tokens)
+    answers = answer_questions(decoder, adapter, tokenizer, questions, answer_tokens)
+    journal.event(
+        "watch",
+        step,
+        held_out_loss=loss.mean if loss else None,
+        held_out_tokens=loss.learned_tokens if loss else 0,
+        seconds=time.perf_counter() - began,
+    )
+    for question, answer in zip(questions, answers, strict=True):
+        journal.sample(answer.as_sample(step, question))
