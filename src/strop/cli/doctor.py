@@ -1,0 +1,151 @@
+"""``strop doctor``: versions, device, cores, memory and cache of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from strop.cli.app import verb
+
+PACKAGES: Final = ("strop", "torch", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "triton")
+
+
+def doctor(*, json: bool = False) -> int:
+    """Say what Strop finds on this machine, and what is missing.
+
+    Ends with exit code 0 when training can work here and 1 when something is missing.
+
+    Args:
+        json: print the findings as one JSON object.
+
+    Examples:
+        strop doctor
+        strop doctor --json
+    """
+    from strop.cli.console import error_console, output_console, print_json
+    from strop.cli.show import show_facts
+
+    findings = examine()
+    if json:
+        print_json(findings)
+    else:
+        console = output_console()
+        for title in ("versions", "machine", "device", "cache"):
+            show_facts(title, readable(findings[title]), console)
+            console.print()
+        for problem in findings["problems"]:
+            error_console().print(f"missing: {problem}", soft_wrap=True)
+        if not findings["problems"]:
+            console.print("Everything that training needs is here.")
+    return 1 if findings["problems"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """Look at this machine.
+
+    Returns:
+        ``versions`` (by package; None when not installed), ``machine`` (system, cores, memory in bytes), ``device``
+        (kind, name, memory in bytes, threads), ``cache`` (folder, writable, free bytes) and ``problems``: what keeps
+        Strop from training here, one sentence each.
+    """
+    problems: list[str] = []
+    findings: dict[str, Any] = {
+        "versions": _versions(),
+        "machine": _machine(),
+        "device": _device(problems),
+        "cache": _cache(problems),
+    }
+    return {**findings, "problems": problems}
+
+
+def readable(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same facts with sizes in words: ``{"memory_bytes": 16_800_000_000}`` → ``{"memory": "16.8 GB"}``."""
+    from strop.cli.units import format_size
+
+    words: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name.endswith("_bytes"):
+            words[name.removesuffix("_bytes").replace("_", " ")] = format_size(value)
+        elif isinstance(value, bool):
+            words[name.replace("_", " ")] = "yes" if value else "no"
+        else:
+            words[name.replace("_", " ")] = value
+    return words
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "physical_cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable,
+        "memory_bytes": memory.total,
+        "free_memory_bytes": memory.available,
+    }
+
+
+def _device(problems: list[str]) -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch does not load
+        problems.append(f"torch does not import ({' '.join(str(error).split())[:200]}): install it again")
+        return {"kind": "none"}
+    device: dict[str, Any] = {"kind": "cpu", "name": platform.processor() or platform.machine()}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        free, total = torch.cuda.mem_get_info(0)
+        device = {
+            "kind": "cuda",
+            "name": properties.name,
+            "count": torch.cuda.device_count(),
+            "capability": f"{properties.major}.{properties.minor}",
+            "bfloat16": torch.cuda.is_bf16_supported(),
+            "memory_bytes": total,
+            "free_memory_bytes": free,
+        }
+    elif torch.backends.mps.is_available():
+        device = {"kind": "mps", "name": platform.machine()}
+    return {**device, "cpu_threads": torch.get_num_threads()}
+
+
+def _cache(problems: list[str]) -> dict[str, Any]:
+    import shutil
+
+    from strop.model.starter import cache_folder
+
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"strop")
+        writable = True
+    except OSError as error:
+        writable = False
+        problems.append(
+            f"the cache {folder} cannot be written ({error.strerror}): set STROP_CACHE to a folder that can"
+        )
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path(folder.anchor or "."))
+    return {"folder": str(folder), "writable": writable, "free_bytes": shutil.disk_usage(existing).free}
+
+
+app = verb(doctor)

@@ -1,0 +1,83 @@
+"""Taking ``--section.field value`` out of a command line.
+
+Flags with a dot in their name belong to the recipe (or, as ``--plan.field``, to the plan) and always take one value:
+
+    train M D --train.lr 1e-4 --json --watch.ask=Why?
+        ──▶ train M D --json        and        [("train.lr", "1e-4"), ("watch.ask", "Why?")]
+
+Whether such a field exists is decided where recipes are read, so a slip is answered with the nearest names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from strop.errors import UsageError
+
+Overrides = tuple[tuple[str, str], ...]
+"""Pairs of a dotted path and a text, in the order of the command line."""
+
+TakesOverrides = Annotated[Overrides, Parameter(parse=False)]
+"""The type of a verb's parameter ``overrides``: having it makes a verb accept ``--section.field value``."""
+
+_FLAG: Final = re.compile(r"--(?P<path>[A-Za-z_][\w-]*(?:\.[\w-]+)+)(?:=(?P<value>.*))?", re.DOTALL)
+_ANY_FLAG: Final = re.compile(r"--?[A-Za-z].*", re.DOTALL)
+
+
+def split_overrides(tokens: Sequence[str]) -> tuple[list[str], Overrides]:
+    """Separate the dotted flags from the rest of a command line.
+
+    Args:
+        tokens: the command line, without the program's name. After ``--`` nothing is a flag.
+
+    Returns:
+        The other tokens, and the flags as pairs of path and value.
+
+    Raises:
+        UsageError: a dotted flag without a value. (A value may begin with a dash if no letter follows: ``-1``.)
+    """
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    stream = iter(enumerate(tokens))
+    for index, token in stream:
+        if token == "--":
+            rest += tokens[index:]
+            break
+        match = _FLAG.fullmatch(token)
+        if match is None:
+            rest.append(token)
+        elif match["value"] is not None:
+            overrides.append((match["path"], match["value"]))
+        else:
+            following = tokens[index + 1] if index + 1 < len(tokens) else None
+            if following is None or _ANY_FLAG.fullmatch(following) or following == "--":
+                raise UsageError(
+                    f"flag {token} has no value",
+                    expected=f"{token} VALUE",
+                    found=f"{following} after it" if following else "the end of the command line",
+                    do=f"write {token} VALUE, or {token}=VALUE when the value begins with a dash",
+                )
+            overrides.append((match["path"], following))
+            next(stream)
+    return rest, tuple(overrides)
+
+
+def split_plan(overrides: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Separate the recipe's overrides from the plan's.
+
+    Returns:
+        The recipe's overrides, and the plan's as texts by field, without the leading ``plan.``; the last one counts.
+    """
+    recipe: list[tuple[str, str]] = []
+    plan: dict[str, str] = {}
+    for path, text in overrides:
+        section, _, field = path.partition(".")
+        if section == "plan":
+            plan[field.replace("-", "_")] = text
+        else:
+            recipe.append((path, text))
+    return recipe, plan

@@ -1,0 +1,26 @@
+"""From a user's files to what a training step computes on.
+
+Everything here is plain Python and numpy; torch is never imported, so that data can be checked, shown and fuzzed in
+a fraction of a second, by the command line and by the web page alike. Each arrow is one module:
+
+    bytes ──sources──▶ Record ──conversations──▶ Conversation ──segments, template──▶ Segments (text, learned or not)
+      ──tokens, tokenizer──▶ Example (tokens, learned) ──examples: overlong, split──▶ Dataset
+      ──order──▶ the samples of step k ──packing──▶ Packs (tokens, targets, positions, document starts)
+
+    records     the types that flow, each with the place in a file that it came from
+    sources     json and jsonl files and folders of them, read with line numbers
+    conversations   the shapes that rows come in, found by looking
+    template    the chat template, rendered in a sandbox
+    segments    which text of a rendered conversation is learned, and which only read
+    tokenizer   a model folder's tokenizer, special tokens and stop tokens
+    tokens      segments to tokens: one function for training, chat and evaluation
+    examples    all of it for a whole file, every record accounted for
+    overlong, split   what happens to samples that are too long; which samples are held out
+    order       randomness without a state: the samples of step k follow from the seed and k
+    packing     samples to packs, never split and never padded
+    preview     what is learned, for the eye
+    problems    the arithmetic problems of the demo
+
+Three promises are kept here: the prompt that chat sends is token for token the prompt that was trained; every learned
+answer ends in a learned stop token; and records read = examples + refusals, each refusal with its reason and place.
+"""

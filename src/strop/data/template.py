@@ -1,0 +1,130 @@
+"""A model's chat template, rendered in a sandbox.
+
+A chat template is a program from a stranger: Jinja source that comes with the model's weights. It is rendered as
+``transformers.PreTrainedTokenizerBase.apply_chat_template`` renders it (a test holds the two to each other), in
+Jinja's immutable sandbox: it reads the messages, the names of a few special tokens and nothing else.
+
+    environment   ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, {% break %} and {% continue %}
+    variables     messages, add_generation_prompt, tools and documents (both None), bos_token, eos_token, …
+    functions     raise_exception(text), and the filter tojson without HTML escapes
+    blocks        {% generation %} … {% endgeneration %} are rendered as if they were not there
+
+One name is left out on purpose: strftime_now. With it, the prompt that was trained would not be the prompt that is
+asked tomorrow. Templates that use it ask first whether it is defined and fall back to a fixed date.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from strop.data.records import Message
+from strop.errors import TemplateError
+
+_RUNTIME_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template can raise while it runs: its own, and what Python raises on wrong operations."""
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: the Jinja source.
+        tokens: the variables that name special tokens: {"bos_token": "<s>", …}.
+        name: where the source stands, for messages.
+
+    Raises:
+        TemplateError: the source is not a Jinja template; with the line.
+    """
+
+    def __init__(self, source: str, tokens: Mapping[str, str], name: str = "the chat template") -> None:
+        self.source = source
+        self.name = name
+        self._tokens = dict(tokens)
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(
+                f"{name}, line {error.lineno}: not a Jinja template", found=str(error.message), do="repair the template"
+            ) from error
+        except (SyntaxError, RecursionError) as error:
+            raise TemplateError(f"{name} cannot be compiled", found=str(error), do="simplify the template") from error
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Render messages to the text that the model reads.
+
+        Args:
+            messages: the turns, in order.
+            add_generation_prompt: whether the text ends with what opens the assistant's next turn.
+
+        Raises:
+            TemplateError: the template refuses the messages, or fails on them.
+        """
+        try:
+            return self._template.render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._tokens,
+            )
+        except _TemplateRefusal as error:
+            raise TemplateError(
+                f"{self.name} refuses the conversation: {error}",
+                do="change the row, or the template; a template that takes no system turn needs rows without one",
+            ) from error
+        except _RUNTIME_FAULTS as error:
+            raise TemplateError(f"{self.name} fails: {error}", do="repair the template") from error
+
+
+class _TemplateRefusal(jinja2.TemplateError):
+    """What ``raise_exception`` raises."""
+
+
+class _GenerationBlocks(Extension):
+    """Accepts the markers around what an assistant generates; what is learned is found without them."""
+
+    tags = {"generation"}  # noqa: RUF012 - the name and the type are Jinja's
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body).set_lineno(line)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise _TemplateRefusal(message)

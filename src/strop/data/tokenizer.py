@@ -1,0 +1,245 @@
+"""A model folder's tokenizer, with what Strop has to know about its control tokens.
+
+    tokenizer.json            the tokenizer itself, run by the library `tokenizers`
+    tokenizer_config.json     the named special tokens (bos_token, eos_token, …), and the chat template in older folders
+    special_tokens_map.json   the named special tokens that tokenizer_config.json leaves out
+    chat_template.jinja       the chat template, before the one in tokenizer_config.json
+    generation_config.json, config.json   eos_token_id, a number or a list
+
+**Control tokens** are the special tokens of tokenizer.json and the named ones. Other added tokens (``<think>`` in some
+models) are vocabulary: the data may write them. **Stop tokens** are the control tokens that end an answer: every
+eos_token_id, the eos_token, and what the chat template itself puts behind an answer. An eos_token_id that names an
+ordinary piece of text is passed over, and so is a named token of one character: a wrong number in a config must not
+turn "#" into the end of every answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from strop.data.segments import Segmenter, any_of, find_stop_token
+from strop.data.template import ChatTemplate
+from strop.errors import ModelError
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that have a name, by which chat templates use them."""
+
+
+class Tokenizer:
+    """Text to tokens and back, and conversations to segments.
+
+    Args:
+        backend: the tokenizer; it becomes this object's own, and control tokens that it lacks are registered in it.
+        template: the chat template's source.
+        named: named special tokens, {"eos_token": "</s>", …}; those outside the vocabulary only serve the template.
+        eos_ids: tokens that end an answer, as configs name them.
+        template_name: where the template stands, for messages.
+
+    Attributes:
+        backend: the tokenizer that reads control tokens in text.
+        vocabulary_size: tokens, added ones included.
+        special_tokens: every control token, string to id.
+        stop_tokens: those that end an answer, string to id.
+        bos: the id of bos_token, if there is one.
+        eos: the id of eos_token, else the first of eos_ids.
+        template: the compiled chat template.
+        segmenter: what cuts rendered conversations into read and learned.
+
+    Raises:
+        TemplateError: the template is not Jinja, or cannot render one question and its answer.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        template: str,
+        named: Mapping[str, str],
+        eos_ids: Iterable[int] = (),
+        template_name: str = "the chat template",
+    ) -> None:
+        self.backend = backend
+        backend.no_padding()
+        backend.no_truncation()
+        eos_ids = list(eos_ids)
+        _register(backend, named.values(), eos_ids)
+        added = backend.get_added_tokens_decoder()
+        self.special_tokens = {
+            token.content: index for index, token in sorted(added.items()) if token.special and len(token.content) > 1
+        }
+        self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
+        self.bos = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
+        self.eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
+        self.template = ChatTemplate(template, named, template_name)
+        behind_answers = find_stop_token(self.template, self.special_tokens)
+        self.stop_tokens = {
+            text: index
+            for text, index in self.special_tokens.items()
+            if index in eos_ids or index == self.eos or text == behind_answers
+        }
+        if self.eos is None:
+            self.eos = next((index for index in eos_ids if index in self.stop_tokens.values()), None)
+        self.segmenter = Segmenter(self.template, self.special_tokens, self.stop_tokens)
+        self._control_at_end = re.compile(f"(?:{any_of(self.special_tokens).pattern})\\Z")
+        self._longest_control = max(map(len, self.special_tokens), default=0)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read a model folder's tokenizer.
+
+        Args:
+            folder: a folder with tokenizer.json and a chat template.
+
+        Raises:
+            ModelError: a file is missing or broken; with the folder, the file and the cure.
+            TemplateError: the chat template is not Jinja, or cannot render one question and its answer.
+        """
+        folder = Path(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        named = _named_tokens(config, _read_json(folder / "special_tokens_map.json"))
+        template, template_name = _read_template(folder, config)
+        eos_ids = [
+            index
+            for file in ("generation_config.json", "config.json")
+            for index in _as_ids(_read_json(folder / file).get("eos_token_id"))
+        ]
+        return cls(_read_backend(folder), template, named, eos_ids, template_name)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids of the stop tokens."""
+        return frozenset(self.stop_tokens.values())
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Encode text as the beginning of a text; no token is added.
+
+        Args:
+            text: any text.
+            special: whether strings such as ``<|im_end|>`` become control tokens, or stay text.
+        """
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+        """Encode many texts, on all processors unless TOKENIZERS_PARALLELISM says otherwise."""
+        backend = self.backend if special else self._literal_backend
+        return [list(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def token_starts(self, text: str) -> list[int]:
+        """Where each token of an ordinary text starts, in characters."""
+        return [start for start, _ in self._literal_backend.encode(text, add_special_tokens=False).offsets]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Decode tokens to text.
+
+        Args:
+            ids: tokens.
+            skip_special: whether control tokens are left out of the text.
+        """
+        return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
+
+    def control_at_end(self, text: str) -> str:
+        """The control token that a text ends in, or ""."""
+        match = self._control_at_end.search(text[-self._longest_control :]) if self._longest_control else None
+        return match[0] if match else ""
+
+    @cached_property
+    def _literal_backend(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, blind to control tokens. A copy: the switch is a state of the whole object."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+
+def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequence[int]) -> None:
+    """Make named tokens, and added tokens that end an answer, special: read as a whole, and never out of the data."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    ending = [text for index in eos_ids if (text := backend.id_to_token(index)) in added]
+    for text in dict.fromkeys([*named, *ending]):
+        known = added.get(text)
+        if len(text) > 1 and backend.token_to_id(text) is not None and not (known and known.special):
+            backend.add_special_tokens([known or tokenizers.AddedToken(text, normalized=False)])
+
+
+def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        other = next(
+            (name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (folder / name).is_file()), None
+        )
+        raise ModelError(
+            f"{folder} has no tokenizer.json",
+            expected="the tokenizer in the format of the library tokenizers",
+            found=f"{other}, an older format" if other else "no tokenizer",
+            do="give a complete model folder; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers "
+            "writes tokenizer.json out of the older formats",
+        )
+    try:
+        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read", found=str(error), do="check the file and its permissions") from error
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelError(
+            f"{file} is not a tokenizer",
+            found=str(error),
+            do="download the file again, or update the package tokenizers",
+        ) from error
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The chat template's source and where it stands."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8"), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{file} cannot be read", found=str(error), do="save it as UTF-8 text") from error
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        by_name = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = by_name.get("default")
+    if not isinstance(source, str):
+        raise ModelError(
+            f"{folder} has no chat template",
+            expected="chat_template.jinja, or chat_template in tokenizer_config.json",
+            found="neither: it is a base model, or its template was not copied",
+            do=f"use the model's chat version, or put the template into {file}",
+        )
+    return source, f"{folder / 'tokenizer_config.json'}: chat_template"
+
+
+def _named_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
+    """The named special tokens, the first config that names one winning."""
+    named = {}
+    for name in NAMED_TOKENS:
+        for config in configs:
+            token = config.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                named[name] = token
+                break
+    return named
+
+
+def _as_ids(value: Any) -> list[int]:
+    """An eos_token_id as configs write it: a number, a list, or nothing."""
+    values = value if isinstance(value, list) else [value]
+    return [index for index in values if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object, or {} where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is not a JSON object", found=type(value).__name__, do="download the file again")
+    return value

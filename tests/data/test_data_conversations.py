@@ -1,0 +1,167 @@
+"""Rows to conversations: the shapes found by looking, and what is refused, with reason and cure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from strop.data.conversations import find_shape, read_conversation
+from strop.data.records import Conversation, Place, Record, Refusal
+from strop.errors import DataError, UsageError
+
+
+def record(values: dict[str, Any], line: int = 1) -> Record:
+    return Record(values, Place("rows.jsonl", line))
+
+
+def read(values: dict[str, Any], columns: str | None = None, system: str | None = None) -> Conversation | Refusal:
+    return read_conversation(record(values), find_shape([record(values)], columns), system)
+
+
+def turns(values: dict[str, Any], columns: str | None = None, system: str | None = None) -> list[tuple[str, str]]:
+    conversation = read(values, columns, system)
+    assert isinstance(conversation, Conversation), conversation
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+QA = [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}, QA),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]},
+                    {"role": "assistant", "content": "a"},
+                ]
+            },
+            [("system", "s"), ("user", "qr"), ("assistant", "a")],
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": ""}, QA),
+        (
+            {"conversation": [{"system": "s", "input": "q", "output": "a"}, {"input": "r", "output": "b"}]},
+            [("system", "s"), *QA, ("user", "r"), ("assistant", "b")],
+        ),
+        ({"input": "q", "output": "a"}, QA),
+        ({"problem": "q", "level": "Level 1", "type": "Algebra", "solution": "a"}, QA),
+        ({"question": "q", "answer": "a"}, QA),
+        ({"prompt": "q", "completion": "a"}, QA),
+        ({"instruction": "q", "output": "a"}, QA),
+        ({"instruction": "q", "input": "", "output": "a"}, QA),
+        ({"instruction": "q", "input": None, "output": "a", "system": "s"}, [("system", "s"), *QA]),
+        ({"instruction": "q", "input": "on this", "output": "a"}, [("user", "q\n\non this"), ("assistant", "a")]),
+        ({"question": "q", "answer": 72}, [("user", "q"), ("assistant", "72")]),
+        ({"question": " q\n", "answer": "\ta "}, [("user", " q\n"), ("assistant", "\ta ")]),
+    ],
+)
+def test_known_shapes(values: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert turns(values) == expected
+
+
+def test_the_map_names_the_columns() -> None:
+    values = {"question": "q", "answer": "a", "hint": "h"}
+    assert turns(values, "answer: hint") == [("user", "a"), ("assistant", "h")]
+
+
+def test_the_shape_that_fits_most_rows_holds_for_all() -> None:
+    rows = [record({"input": "q", "output": "a"})] + [record({"problem": "q", "solution": "a"})] * 2
+    shape = find_shape(rows)
+    assert shape.columns == ("problem", "solution")
+    refusal = read_conversation(rows[0], shape)
+    assert isinstance(refusal, Refusal)
+    assert "'problem' is missing" in refusal.reason
+    assert refusal.found == "columns input, output"
+
+
+OWN = {
+    "messages": [
+        {"role": "system", "content": "own"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+}
+
+
+@pytest.mark.parametrize(("system", "expected"), [(None, "own"), ("recipe", "recipe"), ("", None)])
+def test_the_recipe_s_system_prompt_wins(system: str | None, expected: str | None) -> None:
+    assert turns(OWN, system=system) == ([("system", expected)] if expected else []) + QA
+
+
+def message_row(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"question": "", "answer": "a"}, "the question is empty"),
+        ({"question": "q", "answer": " \n"}, "the answer is empty"),
+        ({"question": "q", "answer": None}, "'answer' is not a text"),
+        ({"question": True, "answer": "a"}, "'question' is not a text"),
+        ({"question": {"text": "q"}, "answer": "a"}, "'question' is not a text"),
+        ({"question": "q", "answer": "\ud800"}, "surrogate"),
+        ({"messages": "hello"}, "'messages' is not a list of turns"),
+        ({"messages": []}, "no assistant turn"),
+        ({"messages": [{"content": "q"}]}, "a turn is neither"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "'content' is not a text",
+        ),
+        (message_row("user"), "no assistant turn"),
+        (message_row("system", "user"), "no assistant turn"),
+        (message_row("user", "assistant", "user"), "a question without an answer"),
+        (message_row("assistant", "user", "assistant"), "do not alternate"),
+        (message_row("user", "user", "assistant"), "do not alternate"),
+        (message_row("user", "system", "assistant"), "do not alternate"),
+        (message_row("system", "system", "user", "assistant"), "do not alternate"),
+        (message_row("user", "tool", "assistant"), "the role 'tool' is not known"),
+        ({"messages": [{"role": 7, "content": "q"}]}, "the role 7 is not known"),
+        ({"instruction": "q", "input": ["x", 1], "output": "a"}, "'input' is not a text"),
+    ],
+)
+def test_a_row_that_gives_no_conversation_is_refused(values: dict[str, Any], reason: str) -> None:
+    refusal = read(values)
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason
+    assert refusal.cure
+    assert str(refusal.place) == "rows.jsonl:1"
+
+
+def test_a_column_that_no_row_has_is_named_with_the_nearest() -> None:
+    rows = [record({"Question": "q", "answer": "a"}, line) for line in (4, 5)]
+    with pytest.raises(DataError) as caught:
+        find_shape(rows, "question:answer")
+    message = str(caught.value)
+    for word in (
+        "rows.jsonl:4",
+        "no column 'question'",
+        "columns Question, answer",
+        "did you mean 'Question'",
+        "--data.map",
+    ):
+        assert word in message
+
+
+def test_columns_that_never_stand_together_are_named() -> None:
+    rows = [record({"question": "q"}, 1), record({"answer": "a"}, 2)]
+    with pytest.raises(DataError, match=r"rows.jsonl:1: there is no column 'answer'"):
+        find_shape(rows, "question:answer")
+
+
+def test_columns_of_no_known_shape_are_named() -> None:
+    with pytest.raises(DataError) as caught:
+        find_shape([record({"problems": "q", "text": "a"})])
+    message = str(caught.value)
+    for word in ("rows.jsonl:1", "problems, text", "is 'problems' meant to be 'problem'", "--data.map"):
+        assert word in message
+
+
+@pytest.mark.parametrize("columns", ["question", "question:", ":answer", ""])
+def test_a_map_that_is_no_map_is_a_wrong_recipe(columns: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.map"):
+        find_shape([record({"question": "q"})], columns)
