@@ -127,7 +127,9 @@ def peft_side(job: Job) -> Course:
     ours = make_adapter(
         read_spec(job.model), rank=job.rank, alpha=job.alpha, dropout=0.0, targets=PROJECTIONS, seed=job.seed
     ).named()
-    trained = {name.replace(".default", ""): matrix for name, matrix in model.named_parameters() if matrix.requires_grad}
+    trained = {
+        name.replace(".default", ""): matrix for name, matrix in model.named_parameters() if matrix.requires_grad
+    }
     with torch.no_grad():
         for name, matrix in trained.items():
             matrix.copy_(ours[name])
@@ -222,7 +224,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
-        "data": arguments.data and Path(arguments.data).name or "demo problems",
+        "data": (arguments.data and Path(arguments.data).name) or "demo problems",
         "steps": arguments.steps,
         "samples_per_step": arguments.samples,
         "median_tokens_per_step": statistics.median(tokens),

@@ -143,15 +143,14 @@ def test_control_characters_in_an_error_are_seen_not_obeyed(run: Run, trained: d
         (["train"], "strop train: MODEL is missing", "for example: strop train"),
         (["train", "m"], "no data is given", "strop train MODEL DATA"),
         (["train", "m", "d", "e"], "too many arguments", "strop train --help"),
-        (["train", "m", "d", "--memroy", "8GB"], "strop train has no flag --memroy", "did you mean --memory ?"),
+        (["train", "m", "d", "--rum", "x"], "strop train has no flag --rum", "did you mean --run ?"),
         (["train", "m", "d", "--lr", "1"], "strop train has no flag --lr", "did you mean --train.lr ?"),
         (["train", "m", "d", "--lora-r=8"], "no flag --lora-r", "did you mean --adapter.rank ?"),
-        (["train", "m", "d", "--gradient-checkpointing"], "no flag --gradient-checkpointing", "--memory 8GB"),
+        (["train", "m", "d", "--gradient-checkpointing"], "no flag --gradient-checkpointing", "--plan.recompute"),
         (["train", "m", "d", "--train.lrr", "1"], "flag --train.lrr", "did you mean --train.lr ?"),
         (["train", "m", "d", "--train.lr"], "flag --train.lr has no value", "--train.lr=VALUE"),
         (["train", "m", "d", "--train.lr", "--run", "x"], "flag --train.lr has no value", "--train.lr=VALUE"),
         (["train", "m", "d", "--train.lr", "fast"], "flag --train.lr: train.lr", "0.0002"),
-        (["train", "m", "d", "--memory", "8"], "--memory is not a size", "--memory 8GB"),
         (["train", "m", "d", "--model", "n"], "model is given twice", "leave one of the two out"),
         (["train", "a.yaml", "b.yaml"], "two recipes are given", "strop train a.yaml"),
         (["train", "nowhere.yaml"], "the recipe nowhere.yaml cannot be read", "check the path"),
@@ -233,7 +232,7 @@ def test_the_plans_overrides_go_their_own_way():
 
 
 def test_train_hands_over_what_was_said(run: Run, trained: dict[str, Any]):
-    line = ["m", "d", "--memory", "6 GiB", "--run", "my run", "--train.lr", "1e-4", "--plan.pack", "512"]
+    line = ["m", "d", "--run", "my run", "--train.lr", "1e-4", "--plan.pack", "512"]
     code, out, err = run("train", *line, "--watch.ask", "A, b?", "--watch.ask", "C?")
     assert code == 0
     assert "strop chat runs/x" in " ".join(out.replace("\\", "/").split())
@@ -241,7 +240,7 @@ def test_train_hands_over_what_was_said(run: Run, trained: dict[str, Any]):
     assert (recipe.model, recipe.data.train, recipe.train.lr) == ("m", "d", 1e-4)
     assert recipe.watch.ask == ("A, b?", "C?")
     assert trained["folder"] == Path("my run")
-    assert trained["plan_overrides"] == {"pack": "512", "memory": str(6 * 2**30)}
+    assert trained["plan_overrides"] == {"pack": "512"}
     assert hasattr(trained["listener"], "on_event")
     assert "flag --train.lr" in err  # the resolved recipe is shown before anything starts
 

@@ -1,6 +1,7 @@
 """The decoder against transformers (logits) and PEFT (gradients of A and B), on the same dequantised weights."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,7 +84,14 @@ def batch_of(*documents, learned_from=2):
         targets += [-100] * (learned_from - 1) + following[learned_from - 1 :] if len(document) > 1 else following
         positions += range(len(document))
         starts.append(len(tokens))
-    return make_batch(tokens, targets, positions, starts, range(10, 10 + len(documents)))
+    pack = SimpleNamespace(
+        tokens_T=tokens,
+        targets_T=targets,
+        positions_T=positions,
+        starts_D1=starts,
+        sample_ids_D=list(range(10, 10 + len(documents))),
+    )
+    return make_batch(pack)
 
 
 def documents(*lengths):

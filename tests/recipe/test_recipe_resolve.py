@@ -210,7 +210,7 @@ def test_a_wrong_flag_is_told_in_four_parts(overrides: tuple[str, str], what: st
             "lr: below train:",
         ),
         ("model: m\ndata: {train: d}\nlora: {r: 1}\n", "recipe.yaml:3: a recipe has no section lora", "adapter:"),
-        ("model: m\ndata: {train: d}\nbf16: true\n", "recipe.yaml:3:", "--memory"),
+        ("model: m\ndata: {train: d}\nbf16: true\n", "recipe.yaml:3:", "--plan.recompute"),
         ("model: m\ndata: x.jsonl\n", "recipe.yaml:2: data is a section", "data: {train: x.jsonl}"),
         ("model: m\ndata: {train: d}\ntrain: [1]\n", "recipe.yaml:3: train is a section", "train: {epochs: …}"),
         ("model: [m]\ndata: {train: d}\n", "recipe.yaml:1: model", "give model: FILE"),

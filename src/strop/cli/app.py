@@ -37,8 +37,8 @@ def build_app(tokens: Sequence[str]) -> App:
     """
     app = App(
         name="strop",
-        help="Fine-tune chat models with QLoRA on your own data, inside a memory budget that you name.",
-        help_epilogue="Examples:\n  strop train MODEL DATA --memory 8GB\n  strop train --help",
+        help="Fine-tune chat models with QLoRA on your own data, and see what the run did.",
+        help_epilogue="Examples:\n  strop train MODEL DATA\n  strop train --help",
         help_format=_FORMAT,
         version=_version,
         default_parameter=Parameter(negative=(), show_default=False),

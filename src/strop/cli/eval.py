@@ -8,13 +8,13 @@ from strop.cli.app import verb
 from strop.cli.units import at_least
 
 
-def evaluate(run: Path, *, data: Path | None = None, answers: int = 0, json: bool = False) -> None:
+def evaluate(run: Path, *, data: Path | None = None, answers: int = 100, json: bool = False) -> None:
     """Measure a run on what it held out, or on data of your own.
 
     Args:
         run: the run's folder.
         data: a file or folder of the same shape as what the run learned from (default: what the run held out).
-        answers: how many questions to answer in full and check, beside the loss over all of the data (default: 0).
+        answers: how many questions, from the first, to answer in full and check (default: 100; 0 for the loss alone).
         json: print the measures as one JSON object.
 
     Examples:

@@ -22,7 +22,6 @@ def train(
     /,
     *,
     model_flag: Annotated[str | None, Parameter(name="--model")] = None,
-    memory: str | None = None,
     run: Path | None = None,
     json: bool = False,
     overrides: TakesOverrides = (),
@@ -36,27 +35,23 @@ def train(
         model: a model folder, a .gguf file, the name smollm2-135m-instruct, or a recipe (RECIPE.yaml).
         data: what to learn from: a .json or .jsonl file, or a folder of them.
         model_flag: the model, in place of the one that the recipe names.
-        memory: the memory budget, such as 8GB: the fastest plan that fits is taken, the result is the same.
         run: the run's folder (default: runs/DATE-MODEL-DATA).
         json: print the result as one JSON object.
 
     Examples:
         strop train ./my-model ./data.jsonl
-        strop train smollm2-135m-instruct ./MATH/train --memory 4GB --train.epochs 1
+        strop train smollm2-135m-instruct ./MATH/train --train.epochs 1
         strop train recipe.yaml --train.lr 1e-4 --watch.ask "What is 3/4 + 1/8?"
     """
     from strop.cli.console import error_console, output_console, print_json
     from strop.cli.progress import TerminalListener
     from strop.cli.show import show_recipe, show_run
-    from strop.cli.units import parse_size
     from strop.recipe import resolve
 
     file, model_text, data_text = sort_arguments(model, data)
     recipe_overrides, plan_overrides = split_plan(overrides)
     if model_flag is not None:
         recipe_overrides.append(("model", model_flag))
-    if memory is not None:
-        plan_overrides["memory"] = str(parse_size(memory))
     resolved = resolve(file, model=model_text, data=data_text, overrides=recipe_overrides)
 
     console = error_console()

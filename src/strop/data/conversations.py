@@ -37,7 +37,7 @@ ROLES: Mapping[str, Role] = {
 """What rows call the speakers, and what they are."""
 
 
-class _RowRefused(Exception):  # noqa: N818 - it is not an error, and never leaves this module
+class _RowRefused(Exception):
     """A row gives no conversation; carries the refusal's words."""
 
     def __init__(self, reason: str, cure: str, found: str = "") -> None:

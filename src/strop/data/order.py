@@ -1,7 +1,7 @@
 """Randomness without a state: every random thing is a function of the seed and of what it is for.
 
 There is no generator that could be in a different state after a resume, on another rank or under another plan. The
-samples of optimiser step k follow from (seed, k); an adapter's first weights from (seed, its name). Nothing here may
+samples of optimiser step k follow from (seed, k). Nothing here may
 ever change: a test holds golden values, because old runs must resume to the same bits.
 
 The source is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; the
@@ -14,8 +14,6 @@ stream can be had on its own, and a whole stretch of it in one numpy expression:
 
 from __future__ import annotations
 
-import hashlib
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,7 +28,6 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 _PERMUTATION = 1
 """What a key is for, so that two uses of one seed have nothing in common."""
-_UNIFORM = 2
 
 
 def mix(*numbers: int) -> int:
@@ -60,22 +57,6 @@ def permutation(seed: int, epoch: int, samples: int) -> npt.NDArray[np.int64]:
         int64 [samples], read-only: each of 0 … samples − 1 once, sorted by the stream of mix(seed, 1, epoch).
     """
     return _permutation(seed, epoch, samples)
-
-
-def uniform(seed: int, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Numbers that are uniform in [0, 1), for the first weights of an adapter.
-
-    Args:
-        seed: the recipe's seed.
-        name: what they are for; another name gives unrelated numbers.
-        shape: of the result.
-
-    Returns:
-        float32 of that shape: multiples of 2^-24, the upper 24 bits of the stream of mix(seed, 2, BLAKE2b(name)).
-    """
-    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
-    stream = _stream(mix(seed, _UNIFORM, int.from_bytes(digest, "little")), math.prod(shape))
-    return ((stream >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
 
 
 def step_samples(seed: int, step: int, samples: int, samples_per_step: int) -> list[int]:

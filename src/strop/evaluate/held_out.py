@@ -36,9 +36,7 @@ def held_out_loss(
     """
     total, learned_tokens = 0.0, 0
     for part in pack(examples, pack_tokens):
-        batch = make_batch(
-            part.tokens_T, part.targets_T, part.positions_T, part.starts_D1, part.sample_ids_D, decoder.device
-        )
+        batch = make_batch(part, decoder.device)
         total += decoder.loss(batch, adapter).item()
         learned_tokens += part.learned_tokens
     return Loss(total / learned_tokens, learned_tokens) if learned_tokens else None

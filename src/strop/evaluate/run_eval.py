@@ -16,9 +16,7 @@ from strop.evaluate.tuned import TunedModel, load_tuned
 from strop.model.source import Note
 
 
-def evaluate_run(
-    run: Path, *, data: Path | None = None, answers: int = 0, note: Note | None = None
-) -> dict[str, Any]:
+def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note: Note | None = None) -> dict[str, Any]:
     """Measures a run.
 
     Args:
@@ -67,5 +65,7 @@ def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, list[Examp
     settings = model.recipe.data
     if data is not None:
         settings = settings.model_copy(update={"train": str(data), "eval": 0.0, "rows": None})
-    dataset = prepare(settings, model.tokenizer, seed=model.recipe.train.seed, context_tokens=model.decoder.spec.context)
+    dataset = prepare(
+        settings, model.tokenizer, seed=model.recipe.train.seed, context_tokens=model.decoder.spec.context
+    )
     return dataset, dataset.learned if data is not None else dataset.held_out

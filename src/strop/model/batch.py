@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,32 +32,40 @@ class Batch:
     targets_N: Tensor
 
 
-def make_batch(
-    tokens_T: Any,
-    targets_T: Any,
-    positions_T: Any,
-    starts: Sequence[int],
-    sample_ids_D: Any,
-    device: torch.device | str = "cpu",
-) -> Batch:
-    """Moves a pack's integer arrays to a device and picks out its learned rows.
+class PackArrays(Protocol):
+    """Integer arrays of a pack; `strop.data.packing.Pack` is one."""
 
-    Args:
-        tokens_T: token ids [T].
-        targets_T: the next token where it is learned, else -100 [T].
-        positions_T: place of each token in its document [T].
-        starts: offsets of the D documents and, last, T.
-        sample_ids_D: the sample of each document [D].
-        device: where the decoder lies.
-    """
-    targets = torch.as_tensor(targets_T, dtype=torch.int64)
+    @property
+    def tokens_T(self) -> Any:
+        """Token ids [T]."""
+
+    @property
+    def targets_T(self) -> Any:
+        """The next token where it is learned, else -100 [T]."""
+
+    @property
+    def positions_T(self) -> Any:
+        """Place of each token in its document [T]."""
+
+    @property
+    def starts_D1(self) -> Any:
+        """Offsets of the D documents and, last, T."""
+
+    @property
+    def sample_ids_D(self) -> Any:
+        """The sample of each document [D]."""
+
+
+def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
+    """Moves a pack to a device and picks out its learned rows."""
+    targets = torch.as_tensor(pack.targets_T, dtype=torch.int64)
     rows_N = (targets != IGNORED).nonzero()[:, 0]
-    lengths_D = torch.as_tensor(starts, dtype=torch.int64).diff()
+    starts = torch.as_tensor(pack.starts_D1, dtype=torch.int64)
     return Batch(
-        torch.as_tensor(tokens_T, dtype=torch.int64).to(device),
-        torch.as_tensor(positions_T, dtype=torch.int64).to(device),
-        torch.as_tensor(sample_ids_D, dtype=torch.int64).repeat_interleave(lengths_D).to(device),
-        tuple(int(start) for start in starts),
+        torch.as_tensor(pack.tokens_T, dtype=torch.int64).to(device),
+        torch.as_tensor(pack.positions_T, dtype=torch.int64).to(device),
+        torch.as_tensor(pack.sample_ids_D, dtype=torch.int64).repeat_interleave(starts.diff()).to(device),
+        tuple(starts.tolist()),
         rows_N.to(device),
         targets[rows_N].to(device),
     )

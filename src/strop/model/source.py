@@ -5,12 +5,11 @@ A .gguf is converted once into the cache, under its own hash; later runs find th
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
-from strop.model.gguf_convert import gguf_to_folder
+from strop.model.gguf_convert import file_sha256, gguf_to_folder
 from strop.model.starter import STARTER_NAME, cache_folder, starter_folder
 
 Note = Callable[[str], None]
@@ -43,13 +42,8 @@ def model_folder(model: str, note: Note | None = None) -> Path:
         return starter_folder(_each_once(say))
     path = Path(model).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = cache_folder() / "gguf" / f"{path.stem}-{digest[:16]}"
-        if not (folder / "config.json").is_file():
-            say(f"converting {path} once into {folder}")
-            gguf_to_folder(path, folder, _each_once(say))
-        return folder
+        folder = cache_folder() / "gguf" / f"{path.stem}-{file_sha256(path)[:16]}"
+        return gguf_to_folder(path, folder, _each_once(say), replace=True)
     if not path.is_dir():
         raise ModelError(
             f"there is no model {model}",

@@ -8,7 +8,7 @@ many layers as fit into a quarter of it. Every lever can be set by hand (`--plan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from strop.errors import UsageError
@@ -77,9 +77,7 @@ def activation_bytes(spec: DecoderSpec, tokens: int, itemsize: int) -> int:
     return tokens * numbers * itemsize
 
 
-def default_plan(
-    spec: DecoderSpec, longest: int, machine: Machine, overrides: Mapping[str, str] | None = None
-) -> Plan:
+def default_plan(spec: DecoderSpec, longest: int, machine: Machine, overrides: Mapping[str, str] | None = None) -> Plan:
     """The plan for a machine, with levers set by hand on top.
 
     Args:
@@ -114,17 +112,18 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
 
 
 def _override(plan: Plan, overrides: Mapping[str, str]) -> Plan:
+    known = {item.name: item.type for item in fields(Plan)}
+    values = plan.as_dict()
     for name, text in overrides.items():
-        known = {item.name: item.type for item in fields(Plan)}
         if name not in known:
             raise UsageError(
                 f"--plan.{name} is no lever of the plan",
                 expected="one of " + ", ".join(known),
                 found=name,
-                do="strop train --help lists them",
+                do="for example --plan.pack_tokens 4096",
             )
-        plan = replace(plan, **{name: _value(name, str(text), known[name] == "int")})
-    return plan
+        values[name] = _value(name, str(text), known[name] == "int")
+    return plan_from_dict(values)
 
 
 def _value(name: str, text: str, whole: bool) -> str | int:

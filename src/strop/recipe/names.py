@@ -93,7 +93,9 @@ OTHER_NAMES: Final[dict[str, str]] = {
 }
 """Names that other fine-tuning tools use, and the field that means the same here."""
 
-_BY_PLAN: Final = "memory and speed are planned, not written into a recipe: give --memory, such as --memory 8GB"
+_BY_PLAN: Final = (
+    "memory and speed are planned, not written into a recipe; levers are flags, such as --plan.recompute layer"
+)
 
 ELSEWHERE: Final[dict[str, str]] = {
     **dict.fromkeys(

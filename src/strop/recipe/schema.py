@@ -25,47 +25,53 @@ class DataSection(Section):
 
     train: str = Field(description="file or folder to learn from")
     eval: Annotated[float, Field(ge=0)] | str = Field(
-        0.02, description="held out: a share below 1, a count from 1, a file or folder, or 0 for none"
+        default=0.02, description="held out: a share below 1, a count from 1, a file or folder, or 0 for none"
     )
-    map: str | None = Field(None, description="the two columns to learn, as question:answer (default: found by looking)")
-    system: str | None = Field(None, description="system prompt, in training, in sample answers and in chat alike")
-    rows: Annotated[int, Field(ge=1)] | None = Field(None, description="use this many rows, chosen by the seed")
+    map: str | None = Field(
+        default=None, description="the two columns to learn, as question:answer (default: found by looking)"
+    )
+    system: str | None = Field(
+        default=None, description="system prompt, in training, in sample answers and in chat alike"
+    )
+    rows: Annotated[int, Field(ge=1)] | None = Field(default=None, description="use this many rows, chosen by the seed")
     max_tokens: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="longest sample, in tokens (default: the model's context)"
+        default=None, description="longest sample, in tokens (default: the model's context)"
     )
-    overlong: Overlong = Field("refuse", description="a longer sample is: refuse | cut_prompt | cut_end")
+    overlong: Overlong = Field(default="refuse", description="a longer sample is: refuse | cut_prompt | cut_end")
 
 
 class AdapterSection(Section):
     """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): W x + alpha / rank · B A x."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="rank of A and B")
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="the adapter is scaled by alpha / rank")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the adapter's input")
-    targets: str = Field("all-linear", description="all-linear, or projections by name: q_proj,k_proj,v_proj")
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="rank of A and B")
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="the adapter is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="dropout on the adapter's input")
+    targets: str = Field(default="all-linear", description="all-linear, or projections by name: q_proj,k_proj,v_proj")
 
 
 class TrainSection(Section):
     """The optimiser's course."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the data")
-    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="optimiser steps, instead of epochs")
-    samples_per_step: Annotated[int, Field(ge=1)] = Field(16, description="samples per optimiser step")
-    lr: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak learning rate")
-    schedule: Schedule = Field("cosine", description="cosine | linear | constant, after warm-up")
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.03, description="share of the steps that warms up")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's decoupled weight decay")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0 for no clipping")
-    save_every: Annotated[int, Field(ge=1)] = Field(100, description="steps between checkpoints")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random follows from it")
+    epochs: Annotated[float, Field(gt=0)] = Field(default=3.0, description="passes over the data")
+    steps: Annotated[int, Field(ge=1)] | None = Field(default=None, description="optimiser steps, instead of epochs")
+    samples_per_step: Annotated[int, Field(ge=1)] = Field(default=16, description="samples per optimiser step")
+    lr: Annotated[float, Field(gt=0)] = Field(default=2e-4, description="peak learning rate")
+    schedule: Schedule = Field(default="cosine", description="cosine | linear | constant, after warm-up")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.03, description="share of the steps that warms up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's decoupled weight decay")
+    clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="largest gradient norm; 0 for no clipping")
+    save_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="everything random follows from it")
 
 
 class WatchSection(Section):
     """What is looked at while training, without touching it."""
 
-    every: Annotated[int, Field(ge=1)] = Field(50, description="steps between held-out losses and sample answers")
-    ask: tuple[str, ...] = Field((), description="questions to answer (default: the first held-out questions)")
-    answer_tokens: Annotated[int, Field(ge=1)] = Field(256, description="longest sample answer, in tokens")
+    every: Annotated[int, Field(ge=1)] = Field(
+        default=50, description="steps between held-out losses and sample answers"
+    )
+    ask: tuple[str, ...] = Field(default=(), description="questions to answer (default: the first held-out questions)")
+    answer_tokens: Annotated[int, Field(ge=1)] = Field(default=256, description="longest sample answer, in tokens")
 
 
 class Recipe(Section):

@@ -48,7 +48,7 @@ class Given:
     folder: Path | None = None
 
 
-class NotTaken(Exception):  # noqa: N818 - a signal inside this module and `resolve`, always turned into a UsageError
+class NotTaken(Exception):
     """The field takes no such value; ``args[0]`` says what was found."""
 
 

@@ -1,9 +1,9 @@
 """Checkpoints: a folder a step, whole or not there, every file hashed.
 
-A checkpoint is written into `.staging-…` beside its final place, each file is fsynced, `manifest.json` (step and SHA-256
-of every file) comes last, then the folder is renamed. Loading takes the newest whose hashes agree. Two are kept; an
-older one goes only after a newer one was read back and verified. What is in the files is the caller's business: this
-module needs no torch.
+A checkpoint is written into `.staging-…` beside its final place, each file is fsynced, `manifest.json` (step and
+SHA-256 of every file) comes last, then the folder is renamed. Loading takes the newest whose hashes agree. Two are
+kept; an older one goes only after a newer one was read back and verified. What is in the files is the caller's
+business: this module needs no torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def write_checkpoint(folder: Path, step: int, state: dict[str, Any], write_files
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, or None, and why newer ones were passed over."""
-    skipped = []
+    skipped: list[str] = []
     for path in _steps(folder):
         try:
             return verify(path), skipped

@@ -21,7 +21,7 @@ import torch
 from strop.data.examples import Dataset, prepare
 from strop.data.preview import length_histogram, segments
 from strop.data.tokenizer import Tokenizer
-from strop.errors import InputError, UsageError
+from strop.errors import InputError, Stopped, UsageError
 from strop.model.families import read_spec
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
@@ -145,7 +145,9 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
-    dataset = prepare(resolved.recipe.data, tokenizer, seed=recipe.train.seed, progress=journal.progress("reading data"))
+    dataset = prepare(
+        resolved.recipe.data, tokenizer, seed=recipe.train.seed, progress=journal.progress("reading data")
+    )
     template_sha256 = hashlib.sha256(tokenizer.template.source.encode()).hexdigest()
     return _Inputs(resolved, folder, spec, tokenizer, dataset, targets, reader.sha256(), template_sha256)
 
@@ -153,7 +155,21 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
 def _train(
     run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
-    recipe, spec = inputs.recipe, inputs.spec
+    try:
+        train_loop(_load(run, inputs, plan, journal, checkpoint), first_step=checkpoint.step if checkpoint else 0)
+    except KeyboardInterrupt:
+        raise Stopped(
+            "stopped before the first step was done", do=f"strop resume {run.path}; or delete the folder"
+        ) from None
+    finally:
+        # Whatever ended the run, what happened so far is there to look at.
+        write_report(run.path)
+    return summarize(run)
+
+
+def _load(run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpoint: Checkpoint | None) -> Training:
+    """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
+    recipe = inputs.recipe
     torch.set_num_threads(plan.threads)
     decoder = load_decoder(
         inputs.folder, plan.device, getattr(torch, plan.dtype), progress=journal.progress("loading the base in NF4")
@@ -169,7 +185,7 @@ def _train(
         weights = checkpoint.path / "adapter_model.safetensors"
         load_matrices(adapter, load_file(weights), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
-    training = Training(
+    return Training(
         run=run,
         recipe=recipe,
         plan=plan,
@@ -183,12 +199,6 @@ def _train(
         journal=journal,
         base=str(inputs.folder),
     )
-    try:
-        train_loop(training, first_step=checkpoint.step if checkpoint else 0)
-    finally:
-        # Whatever ended the run, what happened so far is there to look at.
-        write_report(run.path)
-    return summarize(run)
 
 
 def _new_adapter(inputs: _Inputs, device: torch.device) -> Adapter:
@@ -295,5 +305,3 @@ def _refuse_existing(folder: Path) -> None:
     """Says before any work that a run folder is in the way; `create_run` says it again when it is made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         create_run(folder)
-
-

@@ -16,7 +16,7 @@ import torch
 
 from strop.data.packing import Pack
 from strop.kernels.random import key
-from strop.model.batch import Batch, make_batch
+from strop.model.batch import make_batch
 from strop.model.decoder import Decoder
 from strop.model.lora import Adapter
 from strop.train.guards import NotFinite
@@ -30,11 +30,6 @@ class StepResult:
     grad_norm: float
     learned_tokens: int
     tokens: int
-
-
-def batch_of(pack: Pack, device: torch.device) -> Batch:
-    """A pack on the decoder's device."""
-    return make_batch(pack.tokens_T, pack.targets_T, pack.positions_T, pack.starts_D1, pack.sample_ids_D, device)
 
 
 def accumulate_gradients(
@@ -57,7 +52,7 @@ def accumulate_gradients(
     loss_sum = 0.0
     step_key = key(seed, "dropout", step)
     for pack in packs:
-        loss = decoder.loss(batch_of(pack, decoder.device), adapter, step_key)
+        loss = decoder.loss(make_batch(pack, decoder.device), adapter, step_key)
         loss_sum += loss.item()
         if not isfinite(loss_sum):
             raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D])

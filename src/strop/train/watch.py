@@ -23,11 +23,12 @@ from strop.run.journal import Journal
 
 
 def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
-    """The recipe's questions, or else the first held-out samples' (the first learned ones' where none are held out)."""
+    """The recipe's questions, or else some held-out samples', evenly spread (learned ones' where none are held out)."""
     if recipe.watch.ask:
         return [question_of_text(text, recipe.data.system) for text in recipe.watch.ask]
     examples = dataset.held_out or dataset.learned
-    return [question_of_sample(example) for example in examples[:DEFAULT_QUESTIONS]]
+    count = min(DEFAULT_QUESTIONS, len(examples))
+    return [question_of_sample(examples[index * len(examples) // count]) for index in range(count)]
 
 
 def watch(
