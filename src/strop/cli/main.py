@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read by OpenMP when torch is first imported. Threads that spin while they wait steal time from whatever else runs:
     # with one of two cores busy, loading a model took 16 s spinning and 3 s waiting passively.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read by cuBLAS at its first product: with a workspace of fixed size its sums have a fixed order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     as_json = _asks_for_json(tokens)
     try:
         code = _run(tokens)

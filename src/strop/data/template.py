@@ -15,6 +15,7 @@ asked tomorrow. Templates that use it ask first whether it is defined and fall b
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -64,6 +65,11 @@ class ChatTemplate:
             ) from error
         except (SyntaxError, RecursionError) as error:
             raise TemplateError(f"{name} cannot be compiled", found=str(error), do="simplify the template") from error
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the source, in hexadecimal: a run is asked with the template that it was trained with."""
+        return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """Render messages to the text that the model reads.

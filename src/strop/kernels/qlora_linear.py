@@ -37,7 +37,9 @@ class WeightBuffer:
         count = rows * columns
         memory = self._memory
         if memory.dtype is not dtype or memory.device != device or memory.numel() < count:
-            self._memory = memory = torch.empty(count, dtype=dtype, device=device)
+            # An evaluation may ask first; memory made under inference mode could not be written to in training.
+            with torch.inference_mode(False):
+                self._memory = memory = torch.empty(count, dtype=dtype, device=device)
         return memory[:count].view(rows, columns)
 
     @property

@@ -89,13 +89,14 @@ def default_plan(spec: DecoderSpec, longest: int, machine: Machine, overrides: M
     Raises:
         UsageError: an unknown lever or a value it cannot have.
     """
-    cuda = machine.device.startswith("cuda")
+    device = _device((overrides or {}).get("device", machine.device))
+    cuda = device.startswith("cuda")
     dtype, itemsize = ("bfloat16", 2) if cuda else ("float32", 4)
     pack_tokens = max(8192 if cuda else 2048, longest)
     kept = spec.layers * activation_bytes(spec, pack_tokens, itemsize)
     layer_bytes = spec.linear_weights // spec.layers * itemsize
     plan = Plan(
-        device=machine.device,
+        device=device,
         dtype=dtype,
         pack_tokens=pack_tokens,
         recompute="none" if kept < machine.free_bytes // 2 else "layer",
@@ -109,6 +110,24 @@ def default_plan(spec: DecoderSpec, longest: int, machine: Machine, overrides: M
 def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     """The plan that plan.json holds."""
     return Plan(**{item.name: values[item.name] for item in fields(Plan)})
+
+
+def _device(name: str) -> str:
+    """A device that is there."""
+    import torch
+
+    kind, _, number = name.partition(":")
+    known = kind in ("cpu", "cuda") and (not number or number.isdecimal())
+    if known and kind == "cuda":
+        known = torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    if not known:
+        raise UsageError(
+            f"--plan.device {name}: there is no such device here",
+            expected="cpu" + "".join(f" or cuda:{index}" for index in range(torch.cuda.device_count())),
+            found=name,
+            do="leave --plan.device out; strop doctor says what is there",
+        )
+    return name
 
 
 def _override(plan: Plan, overrides: Mapping[str, str]) -> Plan:

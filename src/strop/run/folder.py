@@ -85,14 +85,15 @@ class RunFolder:
 
     def append(self, log: Path, value: dict[str, Any]) -> None:
         """Adds a line to a log."""
-        with log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
     def lines(self, log: Path) -> Iterator[dict[str, Any]]:
-        """The objects of a log; a last line that was cut off by a kill is left out."""
+        """The objects of a log; a last line that was cut off by a kill, be it inside a character, is left out."""
         if not log.exists():
             return
-        for line in log.read_text(encoding="utf-8").splitlines():
+        # Only \n ends a line: an answer may hold U+2028 and the like.
+        for line in log.read_bytes().split(b"\n"):
             try:
                 value = json.loads(line)
             except ValueError:

@@ -26,7 +26,7 @@ from strop.run.checkpoint import write_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.journal import Journal
 from strop.run.summary import summarize
-from strop.train.guards import StopRequest
+from strop.train.guards import NotFinite, StopRequest
 from strop.train.meter import memory_bytes, peak_bytes
 from strop.train.optimizer import Optimizer
 from strop.train.schedule import learning_rate, total_steps
@@ -78,7 +78,7 @@ def train_loop(training: Training, first_step: int) -> None:
                     f"stopped by {stop.reason} after step {done} of {steps}, and saved",
                     do=f"strop resume {training.run.path}",
                 )
-    _finish(training, steps)
+        _finish(training, steps)
 
 
 def _step(training: Training, step: int, steps: int) -> None:
@@ -87,9 +87,14 @@ def _step(training: Training, step: int, steps: int) -> None:
     section = training.recipe.train
     chosen = step_samples(section.seed, step, len(training.learned), section.samples_per_step)
     packs = pack([training.learned[index] for index in chosen], training.plan.pack_tokens)
-    result = accumulate_gradients(
-        training.decoder, training.adapter, packs, seed=section.seed, step=step, clip=section.clip
-    )
+    try:
+        result = accumulate_gradients(
+            training.decoder, training.adapter, packs, seed=section.seed, step=step, clip=section.clip
+        )
+    except NotFinite as error:
+        training.optimizer.drop_gradients()
+        training.journal.event("stop", step, reason=error.what)
+        raise
     rate = learning_rate(section, step, steps)
     training.optimizer.step(rate)
     seconds = time.perf_counter() - began
@@ -128,7 +133,7 @@ def _save(training: Training, step: int) -> None:
         write_adapter(training.adapter, folder, training.base)
         training.optimizer.write(folder)
 
-    checkpoint = write_checkpoint(training.run.checkpoints, step, {}, write_files)
+    checkpoint = write_checkpoint(training.run.checkpoints, step, write_files)
     training.journal.event("save", step, folder=str(checkpoint.path))
 
 

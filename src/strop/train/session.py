@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,7 @@ from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
 from strop.model.source import model_folder
 from strop.model.spec import DecoderSpec
 from strop.model.weights import WeightReader
-from strop.plan.plan import Plan, default_plan, plan_from_dict, probe
+from strop.plan.plan import Plan, check_device, default_plan, plan_from_dict, probe
 from strop.recipe import Recipe, Resolved, from_yaml
 from strop.run.checkpoint import Checkpoint, newest_checkpoint
 from strop.run.folder import RunFolder, create_run, open_run, write_text
@@ -68,7 +69,7 @@ def train_run(
     """
     folder = folder or _default_folder(resolved.recipe)
     _refuse_existing(folder)
-    inputs = _prepare(resolved, Journal(None, listener))
+    inputs = _prepare(_with_whole_paths(resolved), Journal(None, listener))
     longest = max(len(example.tokens) for example in (*inputs.dataset.learned, *inputs.dataset.held_out))
     plan = default_plan(inputs.spec, longest, probe(), plan_overrides)
     run = create_run(folder)
@@ -94,26 +95,23 @@ def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
         plan = plan_from_dict(run.read_json("plan.json"))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
+    check_device(plan, probe())
     journal = Journal(run, listener)
     inputs = _prepare(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), journal)
-    found = {"model": inputs.model_sha256, "data": inputs.dataset.fingerprint, "template": inputs.template_sha256}
-    kept = {name: manifest.get(name, {}).get(key) for name, key in _IDENTITY.items()}
-    for name, value in found.items():
-        if kept[name] != value:
+    for (part, key), value in inputs.identity.items():
+        kept = manifest.get(part, {}).get(key)
+        if kept != value:
             raise InputError(
-                f"the {name} of run {path} has changed since it began",
-                expected=f"{name} {str(kept[name])[:16]}…",
-                found=f"{name} {value[:16]}…",
-                do=f"put the {name} back, or train a new run",
+                f"the {part} of run {path} has changed since it began",
+                expected=f"{key} {str(kept)[:16]}…, as manifest.json says",
+                found=f"{key} {value[:16]}…",
+                do=f"put the {part}{' (or the tokenizer)' if part == 'data' else ''} back, or train a new run",
             )
     checkpoint, skipped = newest_checkpoint(run.checkpoints)
     for reason in skipped:
         journal.note(f"skipped: {reason}")
     run.cut_logs(checkpoint.step if checkpoint else -1)
     return _train(run, inputs, plan, journal, checkpoint)
-
-
-_IDENTITY = {"model": "sha256", "data": "fingerprint", "template": "sha256"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +124,9 @@ class _Inputs:
     tokenizer: Tokenizer
     dataset: Dataset
     targets: tuple[str, ...]
-    model_sha256: str
-    template_sha256: str
+    identity: Mapping[tuple[str, str], str]
+    """Part and key of manifest.json → hash. What a part decides is hashed in those after it, so the first one that
+    differs is to blame: another template makes other tokens of the same data."""
 
     @property
     def recipe(self) -> Recipe:
@@ -148,8 +147,13 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     dataset = prepare(
         resolved.recipe.data, tokenizer, seed=recipe.train.seed, progress=journal.progress("reading data")
     )
-    template_sha256 = hashlib.sha256(tokenizer.template.source.encode()).hexdigest()
-    return _Inputs(resolved, folder, spec, tokenizer, dataset, targets, reader.sha256(), template_sha256)
+    identity = {
+        ("model", "sha256"): reader.sha256(),
+        ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
+        ("template", "sha256"): tokenizer.template.sha256,
+        ("data", "fingerprint"): dataset.fingerprint,
+    }
+    return _Inputs(resolved, folder, spec, tokenizer, dataset, targets, identity)
 
 
 def _train(
@@ -158,9 +162,7 @@ def _train(
     try:
         train_loop(_load(run, inputs, plan, journal, checkpoint), first_step=checkpoint.step if checkpoint else 0)
     except KeyboardInterrupt:
-        raise Stopped(
-            "stopped before the first step was done", do=f"strop resume {run.path}; or delete the folder"
-        ) from None
+        raise Stopped("stopped before another step was done", do=f"strop resume {run.path}") from None
     finally:
         # Whatever ended the run, what happened so far is there to look at.
         write_report(run.path)
@@ -171,6 +173,10 @@ def _load(run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpo
     """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
     recipe = inputs.recipe
     torch.set_num_threads(plan.threads)
+    if plan.device.startswith("cuda"):
+        # Attention's backward pass and scatters may sum in any order on a GPU unless they are told not to.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set through a property
     decoder = load_decoder(
         inputs.folder, plan.device, getattr(torch, plan.dtype), progress=journal.progress("loading the base in NF4")
     )
@@ -238,6 +244,9 @@ def _write_record(run: RunFolder, inputs: _Inputs, plan: Plan) -> None:
         facts = {"file": place.file, "line": place.line or place.item, "reason": refusal.reason, "cure": refusal.cure}
         run.append(run.path / "refused.jsonl", facts)
     targets = [spec.projection_shape(name) for name in inputs.targets]
+    hashes: dict[str, dict[str, str]] = {"model": {}, "template": {}, "data": {}}
+    for (part, key), value in inputs.identity.items():
+        hashes[part][key] = value
     run.write_json(
         "manifest.json",
         {
@@ -245,15 +254,15 @@ def _write_record(run: RunFolder, inputs: _Inputs, plan: Plan) -> None:
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "model": {
                 "path": recipe.model,
-                "sha256": inputs.model_sha256,
+                **hashes["model"],
                 "family": spec.family,
                 "parameters": spec.parameters,
                 "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
             },
-            "template": {"sha256": inputs.template_sha256},
+            "template": hashes["template"],
             "data": {
                 "train": recipe.data.train,
-                "fingerprint": dataset.fingerprint,
+                **hashes["data"],
                 "read": dataset.read,
                 "learned": len(dataset.learned),
                 "held_out": len(dataset.held_out),
@@ -288,6 +297,15 @@ def _device_facts(plan: Plan) -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def _with_whole_paths(resolved: Resolved) -> Resolved:
+    """Model and data as absolute paths, so that the run can be resumed and asked from any folder."""
+    recipe = resolved.recipe
+    for field, value in (("model", recipe.model), ("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+        if isinstance(value, str) and Path(value).exists():
+            resolved = resolved.with_value(field, str(Path(value).resolve()), resolved.sources[field])
+    return resolved
 
 
 def _default_folder(recipe: Recipe) -> Path:
