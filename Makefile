@@ -27,7 +27,7 @@ lint: $(DEV)
 test-slow: $(DEV)  ## what takes minutes: real models against other stacks, the demo's promise
 	$(BIN)/python -m pytest -m slow
 
-bench: $(DEV)  ## every figure of the README, beside its peer
+bench: $(DEV)  ## speed, memory and losses beside transformers + PEFT + bitsandbytes
 	$(BIN)/python benchmarks/against_peft.py --json benchmarks/results/against_peft.json
 
 gpu: $(DEV)  ## what needs a CUDA device: correctness there

@@ -30,11 +30,12 @@ _HOMES = {
     "StropError": ("strop.errors", "StropError"),
     "TunedModel": ("strop.evaluate.tuned", "TunedModel"),
     "load": ("strop.evaluate.tuned", "load_tuned"),
-    "train": ("strop.train.api", "train"),
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "train":
+        return import_module("strop.train")  # a module that can be called
     if name in _HOMES:
         module, attribute = _HOMES[name]
         return getattr(import_module(module), attribute)

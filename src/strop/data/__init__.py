@@ -1,7 +1,7 @@
 """From a user's files to what a training step computes on.
 
 Everything here is plain Python and numpy; torch is never imported, so that data can be checked, shown and fuzzed in
-a fraction of a second, by the command line and by the web page alike. Each arrow is one module:
+a fraction of a second, by the command line and by anything else. Each arrow is one module:
 
     bytes ──sources──▶ Record ──conversations──▶ Conversation ──segments, template──▶ Segments (text, learned or not)
       ──tokens, tokenizer──▶ Example (tokens, learned) ──examples: overlong, split──▶ Dataset

@@ -230,7 +230,7 @@ def _check_stops(examples: Sequence[Example], tokenizer: Tokenizer) -> None:
             raise TemplateError(
                 f"{example.place}: an answer would be learned without its stop token",
                 expected=f"one of {', '.join(tokenizer.stop_tokens)} at the end of every answer",
-                do="look at the row with strop data, and at the chat template",
+                do="look at this row, and at what the chat template puts behind an answer",
             )
 
 

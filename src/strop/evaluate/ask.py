@@ -46,6 +46,7 @@ class AnswerText:
         """The line that samples.jsonl keeps."""
         return {
             "step": step,
+            "messages": [{"role": message.role, "content": message.content} for message in question.messages],
             "question": question.text,
             "answer": self.text,
             "reference": question.reference,

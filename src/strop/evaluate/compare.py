@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from strop.data.records import Message
 from strop.errors import InputError
-from strop.evaluate.ask import question_of_text
+from strop.evaluate.ask import Question, question_of_text
 from strop.evaluate.tuned import load_tuned
 from strop.model.source import Note
 
@@ -27,17 +28,19 @@ def compare(run: Path, *, ask: Sequence[str] = (), note: Note | None = None) -> 
         InputError: no run, or no question to ask.
     """
     model = load_tuned(run, note)
-    watched = [sample for sample in model.run.lines(model.run.samples) if sample.get("step") == 0]
-    references = {str(sample.get("question")): sample.get("reference") for sample in watched}
-    texts = list(ask) or list(references)
-    if not texts:
+    questions = [question_of_text(text, model.recipe.data.system) for text in ask] or [
+        # With the history that led to it, as it was trained and watched.
+        Question(tuple(Message(**message) for message in sample["messages"]), sample["reference"])
+        for sample in model.run.lines(model.run.samples)
+        if sample["step"] == 0
+    ]
+    if not questions:
         raise InputError(
             f"{run} watched itself by no question", do=f'ask one: strop compare {run} --ask "What is 12 + 30?"'
         )
     limit = model.recipe.watch.answer_tokens
-    questions = [question_of_text(text, model.recipe.data.system) for text in texts]
     base, tuned = (model.answer(questions, tuned=with_adapter, max_tokens=limit) for with_adapter in (False, True))
     return [
-        {"question": text, "reference": references.get(text), "base": before.text, "tuned": after.text}
-        for text, before, after in zip(texts, base, tuned, strict=True)
+        {"question": question.text, "reference": question.reference, "base": before.text, "tuned": after.text}
+        for question, before, after in zip(questions, base, tuned, strict=True)
     ]

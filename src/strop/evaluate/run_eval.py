@@ -8,7 +8,7 @@ from typing import Any
 
 from strop.data.examples import Dataset, prepare
 from strop.data.records import Example
-from strop.errors import DataError
+from strop.errors import DataError, InputError
 from strop.evaluate.answers import Score, score
 from strop.evaluate.ask import question_of_sample
 from strop.evaluate.held_out import held_out_loss
@@ -30,7 +30,8 @@ def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note:
         the reference's own form, and in any form), asked.
 
     Raises:
-        InputError: no run, no adapter, or data that cannot be read.
+        InputError: no run, no adapter, data that cannot be read, or held-out samples that are no longer those of the
+            run.
     """
     model = load_tuned(run, note)
     dataset, examples = _examples(model, data)
@@ -68,4 +69,15 @@ def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, list[Examp
     dataset = prepare(
         settings, model.tokenizer, seed=model.recipe.train.seed, context_tokens=model.decoder.spec.context
     )
-    return dataset, dataset.learned if data is not None else dataset.held_out
+    if data is not None:
+        return dataset, dataset.learned
+    kept = model.run.read_json("manifest.json")["data"]["fingerprint"]
+    if dataset.fingerprint != kept:
+        # Other data is split in another way: samples that were learned would count as held out.
+        raise InputError(
+            f"the data of run {model.run.path} has changed since it was trained",
+            expected=f"fingerprint {str(kept)[:16]}…, as manifest.json says",
+            found=f"fingerprint {dataset.fingerprint[:16]}…",
+            do="put the data back, or name a file that the run has not learned from: strop eval RUN --data FILE",
+        )
+    return dataset, dataset.held_out

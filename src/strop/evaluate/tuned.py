@@ -75,7 +75,7 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
     """Loads a run: its final adapter, or that of its newest whole checkpoint where it has not ended.
 
     Raises:
-        InputError: no run, or none that got as far as a checkpoint.
+        InputError: no run, none that got as far as a checkpoint, or one whose chat template is another by now.
         ModelError: the base is gone or damaged.
     """
     run = open_run(Path(path))
@@ -93,6 +93,13 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
         adapter_folder = checkpoint.path
     folder = model_folder(recipe.model, note)
     tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.template.sha256 != run.read_json("manifest.json")["template"]["sha256"]:
+        raise InputError(
+            f"the template of run {run.path} has changed since it was trained",
+            expected="the chat template that the run was trained with",
+            found=f"another one: {tokenizer.template.name}",
+            do="put the template back: a tuned model is asked with the prompt that it learned",
+        )
     decoder, plan = load_base(folder)
     return TunedModel(run, recipe, plan, decoder, read_adapter(adapter_folder, decoder.spec, decoder.device), tokenizer)
 

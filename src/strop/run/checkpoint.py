@@ -52,10 +52,10 @@ def write_checkpoint(folder: Path, step: int, write_files: Callable[[Path], None
     write_files(staging)
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(staging.iterdir())}
     for name in files:
-        _sync(staging / name)
+        sync(staging / name)
     manifest = {"schema": SCHEMA, "step": step, "files": files}
     (staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _sync(staging / _MANIFEST)
+    sync(staging / _MANIFEST)
     _sync_folder(staging)
     final = folder / _name(step)
     if final.exists():
@@ -132,7 +132,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's bytes are on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

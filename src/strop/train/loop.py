@@ -22,7 +22,7 @@ from strop.model.decoder import Decoder
 from strop.model.lora import Adapter, write_adapter
 from strop.plan.plan import Plan
 from strop.recipe import Recipe
-from strop.run.checkpoint import write_checkpoint
+from strop.run.checkpoint import sync, write_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.journal import Journal
 from strop.run.summary import summarize
@@ -142,6 +142,8 @@ def _finish(training: Training, steps: int) -> None:
     staging = training.run.path / ".adapter.new"
     shutil.rmtree(staging, ignore_errors=True)
     write_adapter(training.adapter, staging, training.base)
+    for path in staging.iterdir():
+        sync(path)
     shutil.rmtree(training.run.adapter, ignore_errors=True)
     staging.rename(training.run.adapter)
     summary = summarize(training.run)

@@ -95,7 +95,7 @@ def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
         plan = plan_from_dict(run.read_json("plan.json"))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
-    check_device(plan, probe())
+    check_device(plan.device)
     journal = Journal(run, listener)
     inputs = _prepare(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), journal)
     for (part, key), value in inputs.identity.items():
