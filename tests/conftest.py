@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from strop.model.starter import starter_folder
+from strop.run.folder import RunFolder
+from tiny_run import Tiny, rows, write_model, write_rows
 
 
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The starter model's folder, fetched and converted once a machine. Several workers may ask at once."""
     return starter_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A tiny model and data; not to be changed."""
+    root = tmp_path_factory.mktemp("tiny")
+    return Tiny(write_model(root / "model"), write_rows(root / "data.jsonl", rows()))
+
+
+@pytest.fixture
+def own_tiny(tiny: Tiny, tmp_path: Path) -> Tiny:
+    """A copy of it, to be damaged."""
+    import shutil
+
+    model = shutil.copytree(tiny.model, tmp_path / "own" / "model")
+    return Tiny(model, Path(shutil.copy(tiny.data, tmp_path / "own" / "data.jsonl")))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of it; not to be changed."""
+    return tiny.train(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    """Leaves torch's number of threads as it was."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

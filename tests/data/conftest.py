@@ -7,9 +7,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from tiny_tokenizers import write_folder
 
 from strop.data.tokenizer import Tokenizer
+from tiny_tokenizers import write_folder
 
 # A busy machine is no fault.
 hypothesis.settings.register_profile("strop", deadline=None)

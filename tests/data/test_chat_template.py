@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tiny_tokenizers import CHATML, KINDS, LLAMA2
 
 from strop.data.records import Message
 from strop.data.segments import find_stop_token
 from strop.data.template import ChatTemplate
 from strop.errors import TemplateError
+from tiny_tokenizers import CHATML, KINDS, LLAMA2
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 MESSAGES = [

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CHATML, write_folder
 
 from strop.data.examples import Dataset, prepare
 from strop.data.records import Example, Message, Place, Record
@@ -21,6 +20,7 @@ from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.errors import DataError, TemplateError, UsageError
 from strop.recipe.schema import DataSection
+from tiny_tokenizers import CHATML, write_folder
 
 
 def write(file: Path, rows: Iterable[object]) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CHATML, KINDS, write_folder
 
 from strop.data.records import Conversation, Message, Place
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_conversation, encode_conversations, encode_prompt
 from strop.errors import TemplateError
+from tiny_tokenizers import CHATML, KINDS, write_folder
 
 PLACE = Place("rows.jsonl", 1)
 STYLES = sorted(KINDS)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import KINDS
 
 from strop.data.preview import Bucket, length_histogram, segments
 from strop.data.records import Conversation, Example, Message, Place
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_conversation
+from tiny_tokenizers import KINDS
 
 PLACE = Place("f", 1)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import CHATML, LLAMA3, write_folder
 
 from strop.data.tokenizer import Tokenizer
 from strop.errors import ModelError, TemplateError
+from tiny_tokenizers import CHATML, LLAMA3, write_folder
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -1,0 +1,145 @@
+"""A plan decides memory and time, never the result; and the same recipe under the same plan gives the same bits."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from strop.data.packing import Pack, pack
+from strop.data.records import Example
+from strop.plan.plan import Plan
+from strop.run.folder import RunFolder
+from strop.train.loop import Training
+from tiny_run import Tiny, adapter_bytes, course, events, values
+
+BASELINE = {
+    "device": "cpu",
+    "dtype": "float32",
+    "pack_tokens": 160,
+    "recompute": "none",
+    "dense_layers": 1,
+    "loss_chunk": 50,
+    "threads": 1,
+}
+LEVERS = {
+    "a pack a sample": {"pack_tokens": 1},
+    "one pack a step": {"pack_tokens": 100_000},
+    "recompute": {"recompute": "layer"},
+    "nothing dense": {"dense_layers": 0},
+    "all dense": {"dense_layers": 2},
+    "more dense than there are": {"dense_layers": 99},
+    "one logit row": {"loss_chunk": 1},
+    "seven logit rows": {"loss_chunk": 7},
+    "all logits": {"loss_chunk": 1000},
+    "two threads": {"threads": 2},
+    "everything else": {"pack_tokens": 70, "recompute": "layer", "dense_layers": 0, "loss_chunk": 3, "threads": 2},
+}
+
+pytestmark = pytest.mark.usefixtures("restore_threads")
+
+
+@pytest.fixture(scope="module")
+def baseline(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return tiny.train(tmp_path_factory.mktemp("baseline") / "run", plan=BASELINE)
+
+
+def test_the_baseline_learns_with_dropout_on_and_uses_several_packs(baseline: RunFolder, tiny: Tiny):
+    losses = values(baseline, "step", "loss")
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 1
+    assert tiny.recipe().recipe.adapter.dropout > 0
+    assert max(values(baseline, "step", "tokens")) > BASELINE["pack_tokens"]
+    assert len(set(values(baseline, "step", "learned_tokens"))) > 1
+
+
+def test_every_lever_is_turned():
+    turned = {lever for levers in LEVERS.values() for lever in levers}
+    # Another device or dtype rounds otherwise: tests/gpu holds those.
+    assert turned | {"device", "dtype"} == {lever.name for lever in fields(Plan)}
+
+
+def test_every_lever_reaches_what_it_moves(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Stop(Exception):
+        pass
+
+    def loop(training: Training, first_step: int) -> None:
+        decoder = training.decoder
+        assert (decoder.recompute, decoder.loss_chunk, decoder.dtype) == (True, 7, torch.float32)
+        assert [layer.groups[0].dense_OI is not None for layer in decoder.layers] == [True, False]
+        assert (torch.get_num_threads(), decoder.device.type) == (2, "cpu")
+        raise Stop
+
+    monkeypatch.setattr("strop.train.session.train_loop", loop)
+    levers = {"recompute": "layer", "dense_layers": 1, "loss_chunk": 7, "threads": 2}
+    with pytest.raises(Stop):
+        tiny.train(tmp_path / "run", plan=levers)
+
+
+def test_the_length_of_packs_reaches_learning_and_looking(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def spy(examples: Sequence[Example], pack_tokens: int) -> list[Pack]:
+        asked.append((len(examples), pack_tokens))
+        return pack(examples, pack_tokens)
+
+    monkeypatch.setattr("strop.train.loop.pack", spy)
+    monkeypatch.setattr("strop.evaluate.held_out.pack", spy)
+    tiny.train(tmp_path / "run", {"train.steps": 1}, {"pack_tokens": 70})
+    assert asked == [(4, 70), (5, 70), (4, 70)], "held out, learned, held out"
+
+
+@pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
+def test_no_lever_changes_the_result(levers: dict[str, object], baseline: RunFolder, tiny: Tiny, tmp_path: Path):
+    run = tiny.train(tmp_path / "run", plan={**BASELINE, **levers})
+    taken = run.read_json("plan.json")
+    assert {name: taken[name] for name in levers} == levers
+    for name in ("step", "epoch", "learned_tokens", "tokens", "lr"):
+        assert values(run, "step", name) == values(baseline, "step", name), name
+    for name in ("loss", "grad_norm"):
+        assert values(run, "step", name) == pytest.approx(values(baseline, "step", name), rel=1e-5), name
+    assert values(run, "watch", "held_out_tokens") == values(baseline, "watch", "held_out_tokens")
+    assert values(run, "watch", "held_out_loss") == pytest.approx(values(baseline, "watch", "held_out_loss"), rel=1e-5)
+    ours, theirs = (load_file(folder.adapter / "adapter_model.safetensors") for folder in (run, baseline))
+    assert ours.keys() == theirs.keys()
+    for name, matrix in ours.items():
+        # Adam divides a gradient by its size, so that rounding in elements near zero counts more than in the losses.
+        assert torch.dist(matrix, theirs[name]) <= 1e-4 * theirs[name].norm(), name
+    if set(levers) <= {"recompute", "dense_layers"}:
+        assert adapter_bytes(run) == adapter_bytes(baseline), "the same numbers, kept or made again"
+
+
+@pytest.mark.parametrize("levers", [{}, LEVERS["everything else"]], ids=["baseline", "everything else"])
+def test_the_same_plan_gives_the_same_bits(levers: dict[str, object], tiny: Tiny, tmp_path: Path):
+    plan = {**BASELINE, **levers}
+    first = tiny.train(tmp_path / "first", plan=plan)
+    torch.rand(3)  # whatever torch's own generator was used for in between
+    second = tiny.train(tmp_path / "second", plan=plan)
+    assert course(first) == course(second)
+    assert (first.recipe.read_text(), first.read_json("plan.json")) == (second.recipe.read_text(), plan)
+    assert (first.adapter / "adapter_config.json").read_bytes() == (second.adapter / "adapter_config.json").read_bytes()
+
+
+def test_the_samples_of_a_step_are_those_of_the_order(baseline: RunFolder, tiny: Tiny):
+    """The counts of each step follow from the data alone, so every plan reads the same samples."""
+    from strop.data.examples import prepare
+    from strop.data.order import step_samples
+    from strop.data.tokenizer import Tokenizer
+
+    recipe = tiny.recipe().recipe
+    learned = prepare(recipe.data, Tokenizer.from_folder(tiny.model), seed=0).learned
+    for event in events(baseline, "step"):
+        chosen = [learned[index] for index in step_samples(0, event["step"] - 1, len(learned), 5)]
+        assert event["tokens"] == sum(len(example) for example in chosen)
+        assert event["learned_tokens"] == sum(int(example.learned[1:].sum()) for example in chosen)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train.seed": 1}, {"train.lr": 0.02}, {"adapter.dropout": 0.2}, {"data.system": "Be brief."}]
+)
+def test_a_recipe_does_change_the_result(changes: dict[str, object], baseline: RunFolder, tiny: Tiny, tmp_path: Path):
+    run = tiny.train(tmp_path / "run", changes, BASELINE)
+    assert adapter_bytes(run) != adapter_bytes(baseline)
+    assert values(run, "step", "loss")[-1] != pytest.approx(values(baseline, "step", "loss")[-1], rel=1e-3)
