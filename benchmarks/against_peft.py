@@ -58,7 +58,7 @@ def make_job(model: Path, data: str, mapping: str | None, steps: int, samples: i
     from strop.data.order import step_samples
     from strop.data.tokenizer import Tokenizer
     from strop.recipe.schema import DataSection, TrainSection
-    from strop.train.schedule import learning_rate
+    from strop.training.schedule import learning_rate
 
     section = DataSection(train=data, map=mapping, eval=0.0)
     learned = prepare(section, Tokenizer.from_folder(model), seed=0, context_tokens=2048).learned
@@ -82,8 +82,8 @@ def strop_side(job: Job) -> Course:
     from strop.model.lora import make_adapter
     from strop.model.spec import PROJECTIONS
     from strop.plan.plan import default_plan, probe
-    from strop.train.optimizer import Optimizer
-    from strop.train.step import accumulate_gradients
+    from strop.training.optimizer import Optimizer
+    from strop.training.step import accumulate_gradients
 
     decoder = load_decoder(job.model)
     longest = max(len(tokens) for step in job.steps for tokens, _ in step)

@@ -98,7 +98,7 @@ class Tiny:
         listener: Listener | None = None,
     ) -> RunFolder:
         """Train from the start, on one thread unless the plan says otherwise."""
-        from strop.train.session import train_run
+        from strop.training.session import train_run
 
         levers = {name: str(value) for name, value in {"threads": 1, **(plan or {})}.items()}
         train_run(self.recipe(changes), folder=run, plan_overrides=levers, listener=listener)

@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from strop.evaluate.tuned import TunedModel
     from strop.evaluate.tuned import load_tuned as load
     from strop.recipe import Recipe
-    from strop.train.api import Run, train
+    from strop.training.api import Run, resume, train
 
-__all__ = ["Recipe", "Run", "StropError", "TunedModel", "load", "train"]
+__all__ = ["Recipe", "Run", "StropError", "TunedModel", "load", "resume", "train"]
 
 _HOMES = {
     "Recipe": ("strop.recipe", "Recipe"),
-    "Run": ("strop.train.api", "Run"),
+    "Run": ("strop.training.api", "Run"),
     "StropError": ("strop.errors", "StropError"),
     "TunedModel": ("strop.evaluate.tuned", "TunedModel"),
     "load": ("strop.evaluate.tuned", "load_tuned"),
+    "resume": ("strop.training.api", "resume"),
+    "train": ("strop.training.api", "train"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":
-        return import_module("strop.train")  # a module that can be called
     if name in _HOMES:
         module, attribute = _HOMES[name]
         return getattr(import_module(module), attribute)

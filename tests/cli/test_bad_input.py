@@ -343,10 +343,10 @@ def test_the_same_from_python(tiny: Tiny, tmp_path: Path):
 
 
 def test_train_is_a_call_whatever_was_imported_before(tmp_path: Path):
-    """Importing a module of the room strop.train binds the name `train` of the package to the room."""
+    """The room is called training, so that no import binds the name `train` to it."""
     script = """
 import strop
-for before in ("strop.Run", "__import__('strop.train.session')", "strop.train", "strop.load"):
+for before in ("strop.Run", "__import__('strop.training.session')", "strop.training", "strop.load"):
     eval(before)
     try:
         strop.train(strop.Recipe(model="none", data={"train": "none"}))

@@ -53,9 +53,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise call["raise"]
         return {"run": "runs/x", "loss": float("nan")}
 
-    room = types.ModuleType("strop.train.session")
+    room = types.ModuleType("strop.training.session")
     room.train_run = train_run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "strop.train.session", room)
+    monkeypatch.setitem(sys.modules, "strop.training.session", room)
     return call
 
 

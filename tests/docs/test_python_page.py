@@ -45,7 +45,7 @@ assert [message.role for message in chat.messages] == ["user", "assistant"] * 2
 
 def test_the_names_are_those_of_the_package() -> None:
     assert sorted(re.findall(r"^\| `strop\.(\w+)` \|", TEXT, re.MULTILINE)) == sorted(strop.__all__)
-    from strop.train.api import Run
+    from strop.training.api import Run
 
     row = next(line for line in TEXT.splitlines() if line.startswith("| `strop.Run` |"))
     assert re.findall(r"`(\w+)`", row) == [field.name for field in fields(Run)]

@@ -17,7 +17,7 @@ from strop.model.generate import generate
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, read_adapter
 from strop.run.folder import RunFolder
-from strop.train.watch import choose_questions
+from strop.training.watch import choose_questions
 from tiny_run import Tiny, adapter_bytes, events, rows, values, write_rows
 
 

@@ -14,7 +14,7 @@ from strop.evaluate.held_out import held_out_loss
 from strop.evaluate.run_eval import answer_and_score, evaluate_run, held_out_of
 from strop.evaluate.tuned import TunedModel, load_tuned
 from strop.run.folder import RunFolder
-from strop.train.session import resume_run
+from strop.training.session import resume_run
 from tiny_run import Tiny, events, rows, write_rows
 
 

@@ -12,7 +12,7 @@ from strop.kernels import nf4
 from strop.model.load import load_decoder
 from strop.recipe import resolve
 from strop.run.folder import RunFolder
-from strop.train.session import train_run
+from strop.training.session import train_run
 
 pytestmark = [
     pytest.mark.gpu,

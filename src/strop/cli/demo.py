@@ -24,7 +24,7 @@ def demo(*, run: Path | None = None, json: bool = False) -> None:
     """
     from strop.cli.console import error_console, output_console, print_json
     from strop.cli.progress import TerminalListener
-    from strop.train.demo import run_demo
+    from strop.training.demo import run_demo
 
     with TerminalListener(error_console()) as listener:
         result = run_demo(run, listener)

@@ -23,7 +23,7 @@ def resume(run: Path, *, json: bool = False) -> None:
     from strop.cli.console import error_console, output_console, print_json
     from strop.cli.progress import TerminalListener
     from strop.cli.show import show_run
-    from strop.train.session import resume_run
+    from strop.training.session import resume_run
 
     with TerminalListener(error_console()) as listener:
         summary = resume_run(run, listener=listener)

@@ -56,7 +56,7 @@ def train(
 
     console = error_console()
     show_recipe(resolved, console)
-    from strop.train.session import train_run
+    from strop.training.session import train_run
 
     with TerminalListener(console) as listener:
         summary = train_run(resolved, folder=run, plan_overrides=plan_overrides, listener=listener)

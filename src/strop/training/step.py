@@ -19,7 +19,7 @@ from strop.kernels.random import key
 from strop.model.batch import make_batch
 from strop.model.decoder import Decoder
 from strop.model.lora import Adapter
-from strop.train.guards import NotFinite
+from strop.training.guards import NotFinite
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from strop.errors import InputError
 from strop.model.lora import Adapter
-from strop.train.optimizer import STATE_FILE, Optimizer
+from strop.training.optimizer import STATE_FILE, Optimizer
 
 RATES = [1e-3, 2e-3, 3e-3, 2e-3, 1e-3, 5e-4]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from strop.recipe import Recipe, Resolved
 from strop.run.journal import Listener
-from strop.train.session import resume_run, train_run
+from strop.training.session import resume_run, train_run
 
 
 @dataclass(frozen=True, slots=True)

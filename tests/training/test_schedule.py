@@ -8,7 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from strop.recipe.schema import TrainSection
-from strop.train.schedule import learning_rate, total_steps
+from strop.training.schedule import learning_rate, total_steps
 
 PEAK = 2e-4
 

@@ -20,7 +20,7 @@ from strop.run.folder import RunFolder
 from strop.run.journal import Journal, Listener
 from strop.run.report import write_report
 from strop.run.summary import summarize
-from strop.train.session import train_run
+from strop.training.session import train_run
 
 LEARN, HELD_OUT = 640, 100
 

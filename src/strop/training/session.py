@@ -36,9 +36,9 @@ from strop.run.folder import RunFolder, create_run, open_run, write_text
 from strop.run.journal import Journal, Listener
 from strop.run.report import write_report
 from strop.run.summary import summarize
-from strop.train.loop import Training, train_loop
-from strop.train.optimizer import Optimizer
-from strop.train.watch import choose_questions
+from strop.training.loop import Training, train_loop
+from strop.training.optimizer import Optimizer
+from strop.training.watch import choose_questions
 
 # Samples whose tokens the report shows in colour.
 _SHOWN_SAMPLES = 6

@@ -12,7 +12,7 @@ from strop.data.packing import Pack, pack
 from strop.data.records import Example
 from strop.plan.plan import Plan
 from strop.run.folder import RunFolder
-from strop.train.loop import Training
+from strop.training.loop import Training
 from tiny_run import Tiny, adapter_bytes, course, events, values
 
 BASELINE = {
@@ -72,7 +72,7 @@ def test_every_lever_reaches_what_it_moves(tiny: Tiny, tmp_path: Path, monkeypat
         assert (torch.get_num_threads(), decoder.device.type) == (2, "cpu")
         raise Stop
 
-    monkeypatch.setattr("strop.train.session.train_loop", loop)
+    monkeypatch.setattr("strop.training.session.train_loop", loop)
     levers = {"recompute": "layer", "dense_layers": 1, "loss_chunk": 7, "threads": 2}
     with pytest.raises(Stop):
         tiny.train(tmp_path / "run", plan=levers)
@@ -85,7 +85,7 @@ def test_the_length_of_packs_reaches_learning_and_looking(tiny: Tiny, tmp_path: 
         asked.append((len(examples), pack_tokens))
         return pack(examples, pack_tokens)
 
-    monkeypatch.setattr("strop.train.loop.pack", spy)
+    monkeypatch.setattr("strop.training.loop.pack", spy)
     monkeypatch.setattr("strop.evaluate.held_out.pack", spy)
     tiny.train(tmp_path / "run", {"train.steps": 1}, {"pack_tokens": 70})
     assert asked == [(4, 70), (5, 70), (4, 70)], "held out, learned, held out"

@@ -26,12 +26,12 @@ from strop.run.checkpoint import sync, write_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.journal import Journal
 from strop.run.summary import summarize
-from strop.train.guards import NotFinite, StopRequest
-from strop.train.meter import memory_bytes, peak_bytes
-from strop.train.optimizer import Optimizer
-from strop.train.schedule import learning_rate, total_steps
-from strop.train.step import accumulate_gradients
-from strop.train.watch import watch
+from strop.training.guards import NotFinite, StopRequest
+from strop.training.meter import memory_bytes, peak_bytes
+from strop.training.optimizer import Optimizer
+from strop.training.schedule import learning_rate, total_steps
+from strop.training.step import accumulate_gradients
+from strop.training.watch import watch
 
 
 @dataclass(frozen=True, slots=True)

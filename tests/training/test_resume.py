@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import strop.train.optimizer as optimizer_module
+import strop.training.optimizer as optimizer_module
 from strop.errors import InputError, Stopped, UsageError
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.summary import summarize
-from strop.train.session import resume_run
+from strop.training.session import resume_run
 from tiny_run import Tiny, course, events, rows, values, write_rows
 
 signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to a process")
@@ -320,7 +320,7 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_that_can_be_resumed(
 STRUCK = """
 import os, signal, sys
 from strop.cli.main import main
-from strop.train import loop
+from strop.training import loop
 
 def struck(*arguments, **named):
     if named["step"] == 3:

@@ -19,9 +19,9 @@ from strop.model.lora import Adapter, make_adapter
 from strop.model.spec import PROJECTIONS
 from strop.run.folder import RunFolder
 from strop.run.summary import summarize
-from strop.train.guards import NotFinite
-from strop.train.optimizer import Optimizer
-from strop.train.step import StepResult, accumulate_gradients
+from strop.training.guards import NotFinite
+from strop.training.optimizer import Optimizer
+from strop.training.step import StepResult, accumulate_gradients
 from tiny_run import Tiny, events
 
 

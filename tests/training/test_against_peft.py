@@ -10,7 +10,7 @@ from strop.data.problems import write_problems
 from strop.data.tokenizer import Tokenizer
 from strop.evaluate.run_eval import evaluate_run
 from strop.recipe import resolve
-from strop.train.session import train_run
+from strop.training.session import train_run
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
