@@ -12,6 +12,7 @@ from strop.data.examples import Dataset, prepare
 from strop.data.records import Example, Message, Place
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
+from strop.errors import DataError
 from strop.evaluate.ask import AnswerText, Question, answer_questions, question_of_sample, question_of_text
 from strop.evaluate.chat import Chat
 from strop.evaluate.compare import compare
@@ -233,3 +234,14 @@ def test_a_history_can_be_taken_up(model: TunedModel, spy: Spy):
     chat = Chat(model, messages=history)
     chat.say("c")
     assert roles(chat.messages)[:3] == [("user", "a"), ("assistant", "b"), ("user", "c")]
+
+
+def test_a_chat_that_outgrows_the_context_says_so_and_keeps_its_history(model: TunedModel, spy: Spy):
+    chat = Chat(model)
+    chat.say("Why?")
+    before = list(chat.messages)
+    with pytest.raises(DataError, match="longer than the model's context") as caught:
+        chat.say("why " * (2 * model.decoder.spec.context))
+    assert str(model.decoder.spec.context) in caught.value.expected
+    assert chat.messages == before
+    assert len(spy.calls) == 1

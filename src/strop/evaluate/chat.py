@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from strop.data.records import Message
+from strop.data.tokens import encode_prompt
+from strop.errors import DataError
 from strop.evaluate.ask import AnswerText, Question, answer_questions
 from strop.evaluate.tuned import TunedModel
 
@@ -37,7 +39,11 @@ class Chat:
         Args:
             text: what the user says.
             on_text: given the answer piece by piece as it comes.
+
+        Raises:
+            DataError: the conversation no longer fits the model's context; it is left as it was.
         """
+        self._check_length([*self.messages, Message("user", text)])
         self.messages.append(Message("user", text))
         (answer,) = answer_questions(
             self.model.decoder,
@@ -51,3 +57,13 @@ class Chat:
         )
         self.messages.append(Message("assistant", answer.text))
         return answer
+
+    def _check_length(self, messages: list[Message]) -> None:
+        tokens, context = len(encode_prompt(self.model.tokenizer, messages)), self.model.decoder.spec.context
+        if tokens >= context:
+            raise DataError(
+                "the conversation is longer than the model's context",
+                expected=f"fewer than {context} tokens",
+                found=f"{tokens} tokens",
+                do="begin a new conversation, or ask a shorter question",
+            )
