@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import strop
-from strop.cli.main import main
 from strop.run.folder import RunFolder
 from tiny_run import RECIPE, Tiny, events, rows, write_rows
 
@@ -23,34 +22,13 @@ PARTS = ["error", "what", "expected", "found", "do", "exit"]
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
-@pytest.fixture(autouse=True)
-def plain_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("STROP_TRACEBACK", "FORCE_COLOR", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def line(capsys: pytest.CaptureFixture[str]) -> Line:
-    """Run one command line; give exit code, standard output and standard error."""
-
-    def run_line(*tokens: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(tokens)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_line
-
-
-def fault(line: Line, *tokens: str) -> dict[str, object]:
+def fault(run: Line, *tokens: str) -> dict[str, object]:
     """A line that must fail, run twice: told in words, then as one JSON object; gives the object."""
-    code, out, err = line(*tokens)
+    code, out, err = run(*tokens)
     assert out == ""
     assert "Traceback" not in err
     told = err[err.index("error: ") :]
-    code_as_json, out, err = line(*tokens, "--json")
+    code_as_json, out, err = run(*tokens, "--json")
     assert "Traceback" not in err
     assert "error: " not in err
     assert out.count("\n") == 1
@@ -124,11 +102,11 @@ DATA = {
 
 @pytest.mark.parametrize(("damage", "flags", "said"), DATA.values(), ids=DATA)
 def test_wrong_data(
-    damage: Callable[[Tiny], None] | None, flags: list[str], said: tuple[str, ...], own_tiny: Tiny, line: Line
+    damage: Callable[[Tiny], None] | None, flags: list[str], said: tuple[str, ...], own_tiny: Tiny, run: Line
 ):
     if damage:
         damage(own_tiny)
-    parts = fault(line, "train", str(own_tiny.model), str(own_tiny.data), "--run", "new/run", *flags)
+    parts = fault(run, "train", str(own_tiny.model), str(own_tiny.data), "--run", "new/run", *flags)
     assert parts["exit"] == 3
     for part, text in zip(("what", "found", "do"), said, strict=True):
         assert text.format(data=own_tiny.data) in str(parts[part])
@@ -186,9 +164,9 @@ MODEL = {
 
 
 @pytest.mark.parametrize(("damage", "said"), MODEL.values(), ids=MODEL)
-def test_wrong_model(damage: Callable[[Tiny], None], said: tuple[str, ...], own_tiny: Tiny, line: Line):
+def test_wrong_model(damage: Callable[[Tiny], None], said: tuple[str, ...], own_tiny: Tiny, run: Line):
     damage(own_tiny)
-    parts = fault(line, "train", str(own_tiny.model), str(own_tiny.data), "--run", "new/run")
+    parts = fault(run, "train", str(own_tiny.model), str(own_tiny.data), "--run", "new/run")
     assert parts["exit"] == 3
     for part, text in zip(("what", "found", "do"), said, strict=True):
         assert text.format(model=own_tiny.model) in str(parts[part])
@@ -215,17 +193,17 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("flags", "said"), USAGE.values(), ids=USAGE)
-def test_wrong_recipe_or_plan(flags: list[str], said: tuple[str, ...], tiny: Tiny, line: Line):
-    parts = fault(line, "train", str(tiny.model), str(tiny.data), "--run", "new/run", *flags)
+def test_wrong_recipe_or_plan(flags: list[str], said: tuple[str, ...], tiny: Tiny, run: Line):
+    parts = fault(run, "train", str(tiny.model), str(tiny.data), "--run", "new/run", *flags)
     assert parts["exit"] == 2
     for part, text in zip(("what", "found", "do"), said, strict=True):
         assert text in str(parts[part])
     assert not Path("new").exists()
 
 
-def test_a_run_folder_in_the_way_is_said_before_any_work(tiny: Tiny, line: Line, finished: RunFolder):
+def test_a_run_folder_in_the_way_is_said_before_any_work(tiny: Tiny, run: Line, finished: RunFolder):
     before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")}
-    parts = fault(line, "train", "no-such-model", "no-such-data", "--run", str(finished.path))
+    parts = fault(run, "train", "no-such-model", "no-such-data", "--run", str(finished.path))
     assert parts["exit"] == 2
     assert parts["what"] == f"the run folder {finished.path} exists"
     assert f"strop resume {finished.path}" in str(parts["do"])
@@ -233,15 +211,15 @@ def test_a_run_folder_in_the_way_is_said_before_any_work(tiny: Tiny, line: Line,
 
 
 @pytest.mark.parametrize("verb", ["resume", "eval", "compare"])
-def test_what_is_no_run_is_refused(verb: str, line: Line):
-    parts = fault(line, verb, "no-run")
+def test_what_is_no_run_is_refused(verb: str, run: Line):
+    parts = fault(run, verb, "no-run")
     assert parts["exit"] == 3
     assert parts["what"] == "no-run is not a run"
     assert not Path("no-run").exists()
 
 
-def test_a_finished_run_is_not_resumed(finished: RunFolder, line: Line):
-    parts = fault(line, "resume", str(finished.path))
+def test_a_finished_run_is_not_resumed(finished: RunFolder, run: Line):
+    parts = fault(run, "resume", str(finished.path))
     assert (parts["exit"], parts["what"]) == (2, f"the run {finished.path} has ended")
 
 
@@ -283,8 +261,8 @@ def test_train_prints_its_result_as_one_object(tiny: Tiny, tmp_path: Path):
     assert "flag --train.lr" in done.stderr, "the resolved recipe is shown"
 
 
-def test_eval_prints_its_measures_as_one_object(finished: RunFolder, line: Line):
-    code, out, _ = line("eval", str(finished.path), "--answers", "3", "--json")
+def test_eval_prints_its_measures_as_one_object(finished: RunFolder, run: Line):
+    code, out, _ = run("eval", str(finished.path), "--answers", "3", "--json")
     assert code == 0
     assert out.count("\n") == 1
     measures = json.loads(out)
@@ -293,19 +271,19 @@ def test_eval_prints_its_measures_as_one_object(finished: RunFolder, line: Line)
     assert measures["asked"] == 3
 
 
-def test_compare_and_chat_answer_on_standard_output(finished: RunFolder, line: Line):
-    code, out, _ = line("compare", str(finished.path), "--ask", "What is 3 + 8?", "--json")
+def test_compare_and_chat_answer_on_standard_output(finished: RunFolder, run: Line):
+    code, out, _ = run("compare", str(finished.path), "--ask", "What is 3 + 8?", "--json")
     assert code == 0
     (answer,) = json.loads(out)["answers"]
     assert set(answer) == {"question", "reference", "base", "tuned"}
-    code, out, _ = line("chat", str(finished.path), "--ask", "What is 3 + 8?", "--max-tokens", "5")
+    code, out, _ = run("chat", str(finished.path), "--ask", "What is 3 + 8?", "--max-tokens", "5")
     from strop.cli.console import printable
 
     assert (code, out) == (0, printable(answer["tuned"]) + "\n")
 
 
-def test_runs_lists_the_run(finished: RunFolder, line: Line):
-    code, out, _ = line("runs", str(finished.path.parent), "--json")
+def test_runs_lists_the_run(finished: RunFolder, run: Line):
+    code, out, _ = run("runs", str(finished.path.parent), "--json")
     assert code == 0
     (listed,) = json.loads(out)["runs"]
     assert (listed["run"], listed["state"], listed["steps"]) == (str(finished.path), "finished", 6)

@@ -14,32 +14,11 @@ from cyclopts import CycloptsError
 
 from strop.cli.app import VERBS, build_app, examples
 from strop.cli.faults import usage_error
-from strop.cli.main import main
 from strop.cli.overrides import split_overrides, split_plan
 from strop.cli.train import sort_arguments
 from strop.errors import BudgetError, DataError, Stopped, StropError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def plain_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("STROP_TRACEBACK", "FORCE_COLOR", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run one command line; give exit code, standard output and standard error."""
-
-    def run_line(*tokens: str) -> tuple[int, str, str]:
-        code = main(tokens)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_line
 
 
 @pytest.fixture
