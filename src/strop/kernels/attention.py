@@ -30,9 +30,11 @@ def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, starts: Sequence[int]
         [T, H, E].
     """
     grouped = q_THE.shape[1] != k_TKE.shape[1]
+    lengths = [end - start for start, end in pairwise(starts)]
     outputs = []
-    for start, end in pairwise(starts):
-        q_HLE, k_KLE, v_KLE = (part[start:end].transpose(0, 1)[None] for part in (q_THE, k_TKE, v_TKE))
+    # Split once: the gradient of a slice is a pack of zeros for every document, which cost 8 % of a step.
+    for documents in zip(*(part.split(lengths) for part in (q_THE, k_TKE, v_TKE)), strict=True):
+        q_HLE, k_KLE, v_KLE = (part.transpose(0, 1)[None] for part in documents)
         y_HLE = scaled_dot_product_attention(q_HLE, k_KLE, v_KLE, is_causal=True, enable_gqa=grouped)
         outputs.append(y_HLE[0].transpose(0, 1))
     return torch.cat(outputs)
