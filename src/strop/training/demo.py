@@ -33,7 +33,7 @@ RECIPE = (
     ("train.samples_per_step", "8"),
     ("train.lr", "1e-3"),
     ("watch.every", "40"),
-    ("watch.answer_tokens", "80"),
+    ("watch.answer_tokens", "64"),
 )
 
 
