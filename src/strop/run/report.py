@@ -252,7 +252,8 @@ def _tokens_tile(course: Course) -> Tile | None:
     epochs = course.values("epoch")
     notes = [f"of {whole(read)} tokens read"] if read >= total > 0 else []
     if epochs:
-        notes.append(f"{significant(epochs[-1][1], 3)} epochs")
+        passes = significant(epochs[-1][1], 3)
+        notes.append(f"{passes} epoch" if passes == "1" else f"{passes} epochs")
     return Tile("Learned tokens", [Value(whole(total), repr(int(total)))], notes=notes)
 
 
