@@ -243,7 +243,7 @@ def main() -> None:
     largest = max(abs(a - b) for a, b in zip(ours.losses, stock.losses, strict=True))
     figures = {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")},
         "data": (arguments.data and Path(arguments.data).name) or "demo problems",
         "steps": arguments.steps,
@@ -257,6 +257,14 @@ def main() -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    import psutil
+    import torch
+
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{psutil.cpu_count(logical=False)} cores, {platform.machine()} {instructions}, {platform.system()}"
 
 
 def _figures(course: Course, tokens: Sequence[int]) -> dict[str, Any]:
