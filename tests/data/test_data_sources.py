@@ -109,3 +109,16 @@ def test_rows_before_a_broken_line_are_not_swallowed(tmp_path: Path) -> None:
     assert next(records).values == {"q": 1}
     with pytest.raises(DataError):
         next(records)
+
+
+def test_a_folder_of_several_splits_is_refused(tmp_path):
+    """Learning a MATH folder whole would be learning its test split too."""
+    for split in ("train", "test"):
+        (tmp_path / split / "algebra").mkdir(parents=True)
+        (tmp_path / split / "algebra" / "1.json").write_text('{"problem": "a", "solution": "b"}')
+    with pytest.raises(DataError, match="several splits") as caught:
+        list(read_records(tmp_path))
+    assert caught.value.found == "train/, test/"
+    assert str(tmp_path / "train") in caught.value.do
+    assert f"--data.eval {tmp_path / 'test'}" in caught.value.do
+    assert len(list(read_records(tmp_path / "train"))) == 1

@@ -23,6 +23,9 @@ from strop.errors import DataError
 FORMATS = ("json", "jsonl")
 """The file endings that are read, without the dot."""
 
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+"""Names of folders that hold one split of a data set each."""
+
 _BOM = b"\xef\xbb\xbf"
 _READS = "a .json file, a .jsonl file, or a folder of them"
 
@@ -49,9 +52,24 @@ def read_records(path: str | Path) -> Iterator[Record]:
         raise DataError(f"{path} holds no rows", expected="at least one row", do="give a file with rows in it")
 
 
+def _refuse_several_splits(folder: Path) -> None:
+    """A folder with train/ and test/ in it is two data sets: to learn both would be to learn the test."""
+    splits = [name for name in SPLITS if (folder / name).is_dir()]
+    if len(splits) > 1:
+        held_out = next((name for name in splits if name != "train"), splits[1])
+        first = "train" if "train" in splits else splits[0]
+        raise DataError(
+            f"{folder} holds several splits",
+            expected="a folder with one of them",
+            found=", ".join(f"{name}/" for name in splits),
+            do=f"learn {folder / first} and hold out the other: --data.eval {folder / held_out}",
+        )
+
+
 def _files(path: Path) -> list[Path]:
     """The files to read, in natural order."""
     if path.is_dir():
+        _refuse_several_splits(path)
         below = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
         found = [file for file in below if _ending(file) in FORMATS]
         if not found:
