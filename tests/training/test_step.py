@@ -227,3 +227,22 @@ def test_a_run_that_diverges_stops_and_says_so(tiny: Tiny, tmp_path: Path):
     assert summarize(run)["state"] == "stopped"
     assert (run.path / "report.html").is_file()
     assert not run.adapter.exists()
+
+
+def test_the_loop_hands_every_step_its_own_number_and_samples(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The number names the dropout of a step: one that stood still would repeat the first step's masks for ever."""
+    from strop.training import loop
+
+    seen: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def spy(decoder: Decoder, adapter: Adapter, packs: Sequence[Pack], **named: int) -> StepResult:
+        ids = sorted(int(sample) for pack in packs for sample in pack.sample_ids_D)
+        seen.append((named["seed"], named["step"], tuple(ids)))
+        return accumulate_gradients(decoder, adapter, packs, **named)  # type: ignore[arg-type] # as it was called
+
+    monkeypatch.setattr(loop, "accumulate_gradients", spy)
+    tiny.train(tmp_path / "run", {"train.seed": 5, "train.steps": 4})
+    assert [(seed, step) for seed, step, _ in seen] == [(5, step) for step in range(4)]
+    assert len({ids for _, _, ids in seen}) == 4

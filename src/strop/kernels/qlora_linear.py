@@ -42,11 +42,6 @@ class WeightBuffer:
                 self._memory = memory = torch.empty(count, dtype=dtype, device=device)
         return memory[:count].view(rows, columns)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self._memory.nbytes
-
 
 @dataclass(slots=True)
 class FrozenGroup:

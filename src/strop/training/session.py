@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from strop.data.examples import Dataset, prepare
 from strop.data.preview import length_histogram, segments
@@ -186,8 +187,6 @@ def _load(run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpo
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
-        from safetensors.torch import load_file
-
         weights = checkpoint.path / "adapter_model.safetensors"
         load_matrices(adapter, load_file(weights), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
