@@ -6,6 +6,9 @@
 A chunk's logits are turned into their own gradient in place and then dropped, so that memory is chunk · V numbers, not
 N · V, and the head's weight is multiplied twice, not three times. The head is frozen. The loss is a sum: the caller
 divides once, by the learned tokens of the whole step.
+
+`linear_cross_entropy` is the differentiable reference; `softmax_gradient_` is what it does to a chunk's logits,
+natively where `select.uses_native` says so.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from strop.kernels import library, select
 
 
 def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
@@ -58,3 +63,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None
+
+
+def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor) -> float:
+    """The summed loss of N learned tokens; overwrites the logits [N, V] with its gradient, softmax − onehot(target).
+
+    Args:
+        logits_NV: floating point [N, V]; rows may lie apart.
+        targets_N: int64 [N].
+
+    Returns:
+        Σ −log p(target), added up in float64 in the order of the rows.
+    """
+    if _uses_native(logits_NV, targets_N):
+        return float(_native_losses("softmax_gradient", logits_NV, targets_N).sum())
+    losses_N, total_N1 = _losses(logits_NV, targets_N)
+    slope_NV = logits_NV.float().sub_(total_N1).exp_()
+    slope_NV.scatter_add_(1, targets_N[:, None], torch.full_like(total_N1, -1.0))
+    logits_NV.copy_(slope_NV)
+    return float(losses_N.double().sum())
+
+
+def token_losses(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """−log p(target) of each of N tokens: float64 [N]; the logits [N, V] stay as they are."""
+    if _uses_native(logits_NV, targets_N):
+        return _native_losses("softmax_loss", logits_NV, targets_N)
+    return _losses(logits_NV, targets_N)[0].double()
+
+
+def _losses(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [N] and the logarithm of the exponentials' sum [N, 1], float32."""
+    total_N1 = torch.logsumexp(logits_NV.float(), dim=1, keepdim=True)
+    return (total_N1 - logits_NV.gather(1, targets_N[:, None]))[:, 0], total_N1
+
+
+def _uses_native(logits_NV: Tensor, targets_N: Tensor) -> bool:
+    return select.uses_native(logits_NV) and select.uses_native(targets_N, dtype=torch.int64)
+
+
+def _native_losses(name: str, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    losses_N = torch.empty(len(targets_N), dtype=torch.float64)
+    library.function(name, "plppll")(
+        *(logits_NV.data_ptr(), logits_NV.stride(0), targets_N.data_ptr(), losses_N.data_ptr()), *logits_NV.shape
+    )
+    return losses_N

@@ -6,6 +6,9 @@ the layer is computed a second time, so that a plan never changes the result and
     key_T     one 32-bit number a token: hash of (seed, step, sample, position); made once a pack
     salt      one 32-bit number a projection
     keep[t, i] = hash(key_T[t] ⊕ salt, i) ≥ p · 2^32
+
+`dropout` is the differentiable reference; `dropout_into` and `add_dropped` are it and its gradient, written into memory
+that the caller gives, natively where `select.uses_native` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from strop.kernels import library, select
 from strop.kernels.random import MASK32, hash32
 
 
@@ -33,11 +37,43 @@ def token_keys(step_key: int, sample_ids_T: Tensor, positions_T: Tensor) -> Tens
 def keep_mask(key_T: Tensor, salt: int, features: int, probability: float) -> Tensor:
     """The elements that stay: bool [T, features], each true with chance 1 - probability."""
     feature_I = hash32(torch.arange(features, device=key_T.device))
-    threshold = round(probability * 2**32)
-    return hash32(hash32(key_T ^ salt)[:, None] ^ feature_I) >= threshold
+    return hash32(hash32(key_T ^ salt)[:, None] ^ feature_I) >= _threshold(probability)
+
+
+def _threshold(probability: float) -> int:
+    return round(probability * 2**32)
 
 
 def dropout(x_TI: Tensor, key_T: Tensor, salt: int, probability: float) -> Tensor:
     """x with dropped elements at zero and the rest scaled by 1 / (1 - probability)."""
     keep_TI = keep_mask(key_T, salt, x_TI.shape[1], probability)
     return x_TI * keep_TI * (1.0 / (1.0 - probability))
+
+
+def dropout_into(x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out_TI: Tensor) -> Tensor:
+    """`dropout` of x [T, I] into ``out_TI``, which is returned. Rows may lie apart."""
+    if _uses_native(x_TI, key_T, probability, out_TI):
+        _call_native("drop", x_TI, key_T, salt, probability, out_TI)
+        return out_TI
+    return out_TI.copy_(dropout(x_TI, key_T, salt, probability))
+
+
+def add_dropped(grad_TI: Tensor, key_T: Tensor, salt: int, probability: float, into_TI: Tensor) -> None:
+    """Adds the gradient of dropout's input to ``into_TI`` [T, I], given that of its output. Rows may lie apart."""
+    if _uses_native(grad_TI, key_T, probability, into_TI):
+        _call_native("add_dropped", grad_TI, key_T, salt, probability, into_TI)
+    else:
+        into_TI.add_(dropout(grad_TI, key_T, salt, probability))
+
+
+def _uses_native(x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> bool:
+    # A chance so near to 1 that its threshold is 2^32 does not fit the library's 32 bits.
+    fits = _threshold(probability) <= MASK32
+    return fits and select.uses_native(x_TI, out_TI) and select.uses_native(key_T, dtype=torch.int64)
+
+
+def _call_native(name: str, x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out_TI: Tensor) -> None:
+    library.function(name, "plpuufplll")(
+        *(x_TI.data_ptr(), x_TI.stride(0), key_T.data_ptr(), salt, _threshold(probability), 1.0 / (1.0 - probability)),
+        *(out_TI.data_ptr(), out_TI.stride(0), *x_TI.shape),
+    )

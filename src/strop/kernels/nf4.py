@@ -9,6 +9,9 @@ make a byte, the first in the high four bits. The absmax values, less their mean
 
 The 8-bit step follows bitsandbytes 0.50 on CPUs, which rounds each value to one of 65,536 grid points before it looks
 up the nearest code (`docs/decisions/0003-nf4-bytes.md`).
+
+On CPUs the native library does the work, where there is one; the torch below is the reference, with the same bytes. The
+tables are made here for both.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from strop.kernels import library, select
+from strop.kernels.widen import KINDS
+
 BLOCK = 64
 NESTED_BLOCK = 256
 _GRID = 65535
@@ -28,6 +34,8 @@ _GRID = 65535
 _CPU_SLICE = 1 << 17
 # Weights quantised at once on a CPU: bounds the working memory to about 10 MiB, whatever the tensor's size.
 _CPU_QUANTIZE_SLICE = 1 << 20
+# Weights that are dequantised to float32 on the way to 16 bits at one time.
+_CPU_NARROW_SLICE = 1 << 18
 
 NF4_CODE = (
     -1.0,
@@ -93,12 +101,27 @@ def quantize(weight: Tensor) -> NF4Tensor:
         The NF4 tensor on the same device.
     """
     values_N = weight.detach().reshape(-1)
-    step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else max(values_N.numel(), 1)
-    slices = [_quantize_slice(part) for part in values_N.split(step)]
-    packed, absmax_B = (torch.cat(parts) for parts in zip(*slices, strict=True))
+    if values_N.dtype in KINDS and select.uses_native(values_N, dtype=values_N.dtype):
+        packed, absmax_B = _quantize_native(values_N)
+    else:
+        step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else max(values_N.numel(), 1)
+        slices = [_quantize_slice(part) for part in values_N.split(step)]
+        packed, absmax_B = (torch.cat(parts) for parts in zip(*slices, strict=True))
     offset = absmax_B.mean()
     absmax8, nested_absmax = _quantize_dynamic8(absmax_B - offset)
     return NF4Tensor(packed, absmax8, nested_absmax, offset, tuple(weight.shape))
+
+
+def _quantize_native(values_N: Tensor) -> tuple[Tensor, Tensor]:
+    count = values_N.numel()
+    packed = torch.empty(-(-count // 2), dtype=torch.uint8)
+    absmax_B = torch.empty(-(-count // BLOCK), dtype=torch.float32)
+    midpoints = _nf4_midpoints()
+    library.function("nf4_quantize", "pilppp")(
+        *(values_N.data_ptr(), KINDS[values_N.dtype], count, midpoints.data_ptr()),
+        *(packed.data_ptr(), absmax_B.data_ptr()),
+    )
+    return packed, absmax_B
 
 
 def _quantize_slice(values_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +130,7 @@ def _quantize_slice(values_N: Tensor) -> tuple[Tensor, Tensor]:
     code_N = torch.zeros(scaled_N.shape, dtype=torch.uint8, device=scaled_N.device)
     above_N = torch.empty(scaled_N.shape, dtype=torch.bool, device=scaled_N.device)
     # A code is the number of midpoints below the value. 15 comparisons take half the time of torch.bucketize.
-    for midpoint in _midpoints(_nf4_code(torch.device("cpu"))).tolist():
+    for midpoint in _nf4_midpoints().tolist():
         torch.gt(scaled_N, midpoint, out=above_N)
         code_N += above_N.view(torch.uint8)
     if code_N.numel() % 2:
@@ -129,25 +152,69 @@ def dequantize(tensor: NF4Tensor, out: Tensor | None = None, dtype: torch.dtype 
     """
     if out is None:
         out = torch.empty(tensor.shape, dtype=dtype, device=tensor.packed.device)
-    count = prod(tensor.shape)
-    absmax_B = dequantize_absmax(tensor)
-    flat = out.view(-1)
-    if flat.dtype is torch.float32 and count % BLOCK == 0:
-        _dequantize_float32(tensor.packed, absmax_B, flat)
-    else:
-        values = torch.empty(absmax_B.numel() * BLOCK, dtype=torch.float32, device=flat.device)
-        packed = tensor.packed
-        missing = values.numel() // 2 - packed.numel()
-        _dequantize_float32(torch.nn.functional.pad(packed, (0, missing)) if missing else packed, absmax_B, values)
-        flat.copy_(values[:count])
+    _dequantize_weights(tensor, 0, prod(tensor.shape), out.view(-1))
     return out
 
 
-def dequantize_absmax(tensor: NF4Tensor) -> Tensor:
-    """The absmax of each block: float32 [blocks]."""
-    code_B = _dynamic8_code(tensor.absmax8.device)[tensor.absmax8.long()]
-    nested_B = tensor.nested_absmax.repeat_interleave(NESTED_BLOCK)[: code_B.numel()]
-    return code_B * nested_B + tensor.offset
+def dequantize_rows(tensor: NF4Tensor, first_row: int, rows: int, out: Tensor) -> Tensor:
+    """Some rows of the weights: how a large tensor is read in parts.
+
+    Args:
+        tensor: the NF4 tensor, of shape [O, …].
+        first_row: the first row. Where it does not begin a block of 64 weights, the whole tensor is dequantised.
+        rows: how many.
+        out: a contiguous float tensor of as many elements to write into; decides the dtype.
+
+    Returns:
+        ``out``.
+    """
+    columns = prod(tensor.shape[1:])
+    first, count = first_row * columns, rows * columns
+    if first % BLOCK:
+        return out.copy_(dequantize(tensor, dtype=out.dtype).view(-1)[first : first + count].view(out.shape))
+    _dequantize_weights(tensor, first // BLOCK, count, out.view(-1))
+    return out
+
+
+def _dequantize_weights(tensor: NF4Tensor, first_block: int, count: int, out: Tensor) -> None:
+    """``count`` weights from a block on, into a flat tensor."""
+    if out.dtype in KINDS and select.uses_native(tensor.packed, dtype=torch.uint8) and out.is_cpu:
+        # 16-bit results go through slices in float32.
+        step = count if out.dtype is torch.float32 else _CPU_NARROW_SLICE
+        for start in range(0, count, max(step, 1)):
+            part = out[start : start + step]
+            values = part if part.dtype is torch.float32 else torch.empty(part.shape, dtype=torch.float32)
+            _dequantize_native(tensor, first_block + start // BLOCK, values)
+            if values is not part:
+                part.copy_(values)
+        return
+    blocks = -(-count // BLOCK)
+    absmax_B = dequantize_absmax(tensor, first_block, blocks)
+    packed = tensor.packed[first_block * BLOCK // 2 :][: -(-count // 2)]
+    if out.dtype is torch.float32 and count % BLOCK == 0:
+        _dequantize_float32(packed, absmax_B, out)
+        return
+    values = torch.empty(blocks * BLOCK, dtype=torch.float32, device=out.device)
+    missing = values.numel() // 2 - packed.numel()
+    _dequantize_float32(torch.nn.functional.pad(packed, (0, missing)) if missing else packed, absmax_B, values)
+    out.copy_(values[:count])
+
+
+def _dequantize_native(tensor: NF4Tensor, first_block: int, out: Tensor) -> None:
+    device = tensor.packed.device
+    library.function("nf4_dequantize", "pppfppllp")(
+        *(tensor.packed.data_ptr(), tensor.absmax8.data_ptr(), tensor.nested_absmax.data_ptr(), tensor.offset.item()),
+        *(_nf4_code(device).data_ptr(), _dynamic8_code(device).data_ptr(), first_block, out.numel(), out.data_ptr()),
+    )
+
+
+def dequantize_absmax(tensor: NF4Tensor, first_block: int = 0, blocks: int | None = None) -> Tensor:
+    """The absmax of each block, or of some: float32 [blocks]."""
+    codes = tensor.absmax8[first_block:][:blocks]
+    nested_first, skipped = divmod(first_block, NESTED_BLOCK)
+    nested = tensor.nested_absmax[nested_first : nested_first + -(-(skipped + codes.numel()) // NESTED_BLOCK)]
+    nested_B = nested.repeat_interleave(NESTED_BLOCK)[skipped : skipped + codes.numel()]
+    return _dynamic8_code(codes.device)[codes.long()] * nested_B + tensor.offset
 
 
 def _dequantize_float32(packed: Tensor, absmax_B: Tensor, out: Tensor) -> None:
@@ -182,6 +249,14 @@ def _scale_to_blocks(values_N: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_dynamic8(values_B: Tensor) -> tuple[Tensor, Tensor]:
     """8-bit dynamic codes in blocks of 256: uint8 [B] and float32 absmax [ceil(B / 256)]."""
     count = values_B.numel()
+    if select.uses_native(values_B):
+        codes = torch.empty(count, dtype=torch.uint8)
+        absmax = torch.empty(-(-count // NESTED_BLOCK), dtype=torch.float32)
+        grid = _grid_codes(values_B.device)
+        library.function("nf4_quantize_absmax", "plppp")(
+            values_B.data_ptr(), count, grid.data_ptr(), codes.data_ptr(), absmax.data_ptr()
+        )
+        return codes, absmax
     padded = torch.nn.functional.pad(values_B, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
     absmax = padded.abs().amax(dim=-1)
     reciprocal = torch.where(absmax > 0, 1.0 / absmax, torch.zeros_like(absmax))
@@ -213,6 +288,11 @@ def _midpoints(code: Tensor) -> Tensor:
 @cache
 def _nf4_code(device: torch.device) -> Tensor:
     return torch.tensor(NF4_CODE, dtype=torch.float32, device=device)
+
+
+@cache
+def _nf4_midpoints() -> Tensor:
+    return _midpoints(_nf4_code(torch.device("cpu")))
 
 
 @cache

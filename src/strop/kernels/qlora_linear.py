@@ -9,12 +9,15 @@ For one projection, with W the dequantised base [O, I], A [R, I], B [O, R], s = 
 (Hu et al. 2021, arXiv:2106.09685, equation 3; QLoRA, arXiv:2305.14314, equation 5.) W gets no gradient. Forward saves
 x alone, once for all projections of the group; backward makes W again from NF4 and m(x) Aᵀ again from x. W is written
 into one buffer that all layers share (`WeightBuffer`), the projections of a group below one another, so that a group
-is one product in each direction.
+is one product in each direction; a group of more weights than the buffer may hold is done in blocks of rows.
+
+`project` and `project_backward` write into memory that they are given: the engine's way. `qlora_linear` is the same
+mathematics as one differentiable function: the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +25,13 @@ import torch
 from torch import Tensor
 
 from strop.kernels import nf4
-from strop.kernels.dropout import dropout, keep_mask
+from strop.kernels.blas import product
+from strop.kernels.dropout import add_dropped, dropout, dropout_into, keep_mask
 from strop.kernels.nf4 import NF4Tensor
+
+# Most weights that are dequantised at one time, 64 MiB in float32: the gate and up projections of a 7B model would
+# take 344 MiB. Larger blocks were no faster.
+BLOCK_WEIGHTS = 1 << 24
 
 
 class WeightBuffer:
@@ -72,9 +80,31 @@ class FrozenGroup:
             nf4.dequantize(weight, out=rows)
         return out_OI
 
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The weights in blocks of whole rows, each with its rows' place; a block is valid until the next."""
+        inputs = self.weights[0].shape[1]
+        if self.dense_OI is not None or sum(self.outputs) * inputs <= BLOCK_WEIGHTS:
+            yield slice(0, sum(self.outputs)), self.dequantized(dtype)
+            return
+        # Whole 64-weight blocks of NF4 in every block of rows, whatever the width.
+        step = max(BLOCK_WEIGHTS // inputs // nf4.BLOCK, 1) * nf4.BLOCK
+        first = 0
+        for weight in self.weights:
+            for start in range(0, weight.shape[0], step):
+                rows = min(step, weight.shape[0] - start)
+                block_BI = self.buffer.take(rows, inputs, dtype, weight.packed.device)
+                nf4.dequantize_rows(weight, start, rows, block_BI)
+                yield slice(first + start, first + start + rows), block_BI
+            first += weight.shape[0]
+
     def keep_dense(self, dtype: torch.dtype) -> None:
         """Keeps a dequantised copy from now on."""
-        self.dense_OI = self.dequantized(dtype).clone()
+        if self.dense_OI is None:
+            outputs, inputs = sum(self.outputs), self.weights[0].shape[1]
+            dense_OI = torch.empty(outputs, inputs, dtype=dtype, device=self.weights[0].packed.device)
+            for weight, rows in zip(self.weights, dense_OI.split(self.outputs), strict=True):
+                nf4.dequantize(weight, out=rows)
+            self.dense_OI = dense_OI
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +114,169 @@ class Dropout:
     probability: float
     key_T: Tensor
     salts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterMemory:
+    """Memory that a group's adapters work in.
+
+    Attributes:
+        down: at least T · S numbers; S is the ranks of the group's adapters side by side.
+        down_gradient: as many.
+        dropped: at least T · I numbers; None without dropout.
+    """
+
+    down: Tensor
+    down_gradient: Tensor
+    dropped: Tensor | None
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def project(
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    scale: float,
+    drop: Dropout | None,
+    memory: AdapterMemory,
+    out_TO: Tensor,
+    *,
+    add: bool = False,
+) -> Tensor:
+    """Applies a group of projections to their common input, into given memory.
+
+    Args:
+        x_TI: input [T, I].
+        frozen: the frozen base of the group.
+        adapters: (A [R, I], B [O_p, R]) a projection, or None where it has no adapter.
+        scale: alpha / rank.
+        drop: dropout on the adapters' inputs, or None.
+        memory: what the adapters work in.
+        out_TO: all outputs side by side [T, sum of O_p].
+        add: add to what ``out_TO`` holds, as the residual stream asks for.
+
+    Returns:
+        ``out_TO``.
+    """
+    for rows, weight_BI in frozen.blocks(x_TI.dtype):
+        product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add)
+    if frozen.bias_O is not None:
+        out_TO += frozen.bias_O.to(out_TO.dtype)
+    down_TS = _down(x_TI, adapters, scale, drop, memory)
+    for place in _places(adapters, frozen.outputs):
+        b_PR, out_TP = place.pair[1].to(x_TI.dtype), out_TO[:, place.outputs]
+        product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=True)
+    return out_TO
+
+
+def project_backward(
+    grad_TO: Tensor,
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    grads: Sequence[Pair | None],
+    scale: float,
+    drop: Dropout | None,
+    memory: AdapterMemory,
+    into_TI: Tensor | None,
+) -> None:
+    """The gradients of `project`: the adapters' are added to ``grads``, the input's overwrites ``into_TI``.
+
+    Args:
+        grad_TO: gradient of the outputs [T, sum of O_p].
+        x_TI: the input that `project` had; it may lie in the same memory as ``into_TI``.
+        frozen: the frozen base of the group.
+        adapters: as for `project`.
+        grads: (of A, of B) a projection, float32; they are added to.
+        scale: alpha / rank.
+        drop: as for `project`.
+        memory: what the adapters work in.
+        into_TI: the gradient of the input [T, I]; None where nothing below learns.
+    """
+    low = x_TI.dtype
+    places = list(_places(adapters, frozen.outputs))
+    down_TS = _down(x_TI, adapters, scale, drop, memory)
+    grad_down_TS = memory.down_gradient.view(-1)[: down_TS.numel()].view(down_TS.shape)
+    for place in places:
+        grad_TP, b_PR = grad_TO[:, place.outputs], place.pair[1]
+        product(grad_TP, b_PR.to(low), grad_down_TS[:, place.ranks], alpha=scale)
+        pair = grads[place.index]
+        assert pair is not None, "an adapter's gradients have memory"
+        grad_a_RI, grad_b_PR = pair
+        _accumulate(grad_TP, down_TS[:, place.ranks], grad_b_PR)
+        _accumulate(grad_down_TS[:, place.ranks], _input(x_TI, drop, place.index, memory), grad_a_RI)
+    if into_TI is None:
+        return
+    for number, (rows, weight_BI) in enumerate(frozen.blocks(low)):
+        product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0)
+    for place in places:
+        grad_down_TR, a_RI = grad_down_TS[:, place.ranks], place.pair[0].to(low)
+        if drop is None:
+            product(grad_down_TR, a_RI, into_TI, add=True)
+        else:
+            dropped_TI = product(grad_down_TR, a_RI, _room(memory, into_TI))
+            add_dropped(dropped_TI, drop.key_T, drop.salts[place.index], drop.probability, into_TI)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An adapter's place in its group: its number, its columns among all ranks and among all outputs."""
+
+    index: int
+    ranks: slice
+    outputs: slice
+    pair: Pair
+
+
+def _places(adapters: Sequence[Pair | None], outputs: Sequence[int]) -> Iterator[_Place]:
+    """The adapters of a group: ranks side by side, outputs side by side."""
+    rank = first = 0
+    for index, (pair, count) in enumerate(zip(adapters, outputs, strict=True)):
+        if pair is not None:
+            size = len(pair[0])
+            yield _Place(index, slice(rank, rank + size), slice(first, first + count), pair)
+            rank += size
+        first += count
+
+
+def _down(
+    x_TI: Tensor, adapters: Sequence[Pair | None], scale: float, drop: Dropout | None, memory: AdapterMemory
+) -> Tensor:
+    """s · m(x) Aᵀ of every adapter side by side [T, S]."""
+    matrices = {index: pair[0].to(x_TI.dtype) for index, pair in enumerate(adapters) if pair is not None}
+    ranks = sum(len(a_RI) for a_RI in matrices.values())
+    down_TS = memory.down.view(-1)[: len(x_TI) * ranks].view(len(x_TI), ranks)
+    if drop is None and matrices:
+        # One product for the group: each would read x again.
+        return product(x_TI, torch.cat(list(matrices.values())), down_TS, transpose_b=True, alpha=scale)
+    first = 0
+    for index, a_RI in matrices.items():
+        columns_TR = down_TS[:, first : first + len(a_RI)]
+        product(_input(x_TI, drop, index, memory), a_RI, columns_TR, transpose_b=True, alpha=scale)
+        first += len(a_RI)
+    return down_TS
+
+
+def _input(x_TI: Tensor, drop: Dropout | None, index: int, memory: AdapterMemory) -> Tensor:
+    """m(x) of one projection."""
+    if drop is None:
+        return x_TI
+    return dropout_into(x_TI, drop.key_T, drop.salts[index], drop.probability, _room(memory, x_TI))
+
+
+def _room(memory: AdapterMemory, like_TI: Tensor) -> Tensor:
+    assert memory.dropped is not None, "memory for dropout is laid out where there is dropout"
+    return memory.dropped.view(-1)[: like_TI.numel()].view(like_TI.shape)
+
+
+def _accumulate(left_TM: Tensor, right_TN: Tensor, into_MN: Tensor) -> None:
+    """into += leftᵀ right, in into's dtype."""
+    if into_MN.dtype is left_TM.dtype:
+        product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
+    else:
+        into_MN.add_((left_TM.T @ right_TN).to(into_MN.dtype))
 
 
 def qlora_linear(
@@ -117,11 +310,11 @@ class _QLoRALinear(torch.autograd.Function):
     def forward(
         ctx: Any, x_TI: Tensor, frozen: FrozenGroup, scale: float, drop: Dropout | None, *flat: Tensor | None
     ) -> Tensor:
-        weight_OI = frozen.dequantized(x_TI.dtype)
-        if frozen.bias_O is None:
-            y_TO = x_TI @ weight_OI.T
-        else:
-            y_TO = torch.addmm(frozen.bias_O.to(x_TI.dtype), x_TI, weight_OI.T)
+        y_TO = x_TI.new_empty(len(x_TI), sum(frozen.outputs))
+        for rows, weight_BI in frozen.blocks(x_TI.dtype):
+            y_TO[:, rows] = x_TI @ weight_BI.T
+        if frozen.bias_O is not None:
+            y_TO += frozen.bias_O.to(x_TI.dtype)
         for index, y_TP in enumerate(y_TO.split(frozen.outputs, dim=1)):
             a_RI, b_PR = flat[2 * index], flat[2 * index + 1]
             if a_RI is not None and b_PR is not None:
@@ -136,7 +329,11 @@ class _QLoRALinear(torch.autograd.Function):
         x_TI, *flat = ctx.saved_tensors
         frozen, scale, drop = ctx.frozen, ctx.scale, ctx.drop
         grad_TO = grads[0].contiguous()
-        grad_x_TI = grad_TO @ frozen.dequantized(grad_TO.dtype) if ctx.needs_input_grad[0] else None
+        grad_x_TI = None
+        if ctx.needs_input_grad[0]:
+            grad_x_TI = torch.zeros_like(x_TI)
+            for rows, weight_BI in frozen.blocks(grad_TO.dtype):
+                grad_x_TI.addmm_(grad_TO[:, rows], weight_BI)
         grad_flat: list[Tensor | None] = [None] * len(flat)
         for index, grad_TP in enumerate(grad_TO.split(frozen.outputs, dim=1)):
             a_RI, b_PR = flat[2 * index], flat[2 * index + 1]

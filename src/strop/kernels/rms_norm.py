@@ -5,6 +5,9 @@
 
 The statistics are float32 whatever the dtype of x, as in Hugging Face's `LlamaRMSNorm`. Forward saves x; backward makes
 r again. The weight is frozen: it gets no gradient.
+
+`rms_norm` is the differentiable reference; `normalize` and `normalize_backward` are the same pair, written into memory
+that the caller gives, natively where `select.uses_native` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from strop.kernels import library, select
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -34,12 +39,40 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x_TD, weight_D = ctx.saved_tensors
-        x_float_TD = x_TD.float()
-        scale_T1 = _reciprocal_rms(x_TD, ctx.eps)
-        grad_TD = grads[0].float() * weight_D.float()
-        mean_T1 = (grad_TD * x_float_TD).mean(dim=-1, keepdim=True)
-        grad_x_TD = grad_TD.mul_(scale_T1).sub_(x_float_TD * (scale_T1.pow(3) * mean_T1))
-        return grad_x_TD.to(x_TD.dtype), None, None
+        return _gradient(grads[0], x_TD, weight_D, ctx.eps).to(x_TD.dtype), None, None
+
+
+def normalize(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
+    """Normalises each row of x [T, D] into ``out_TD`` and returns it. Rows may lie apart."""
+    rows, columns = x_TD.shape
+    if select.uses_native(x_TD, weight_D, out_TD):
+        library.function("normalize", "plpfplll")(
+            *(x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
+            *(out_TD.data_ptr(), out_TD.stride(0), rows, columns),
+        )
+        return out_TD
+    return out_TD.copy_(rms_norm(x_TD, weight_D, eps))
+
+
+def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
+    """Adds dx to ``into_TD``, which may be any gradient that accumulates [T, D]; ``grad_TD`` stays as it is."""
+    rows, columns = x_TD.shape
+    if select.uses_native(grad_TD, x_TD, weight_D, into_TD):
+        library.function("normalize_backward", "plplpfplll")(
+            *(grad_TD.data_ptr(), grad_TD.stride(0), x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
+            *(into_TD.data_ptr(), into_TD.stride(0), rows, columns),
+        )
+    else:
+        into_TD.add_(_gradient(grad_TD, x_TD, weight_D, eps))
+
+
+def _gradient(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """dx, in float32."""
+    x_float_TD = x_TD.float()
+    scale_T1 = _reciprocal_rms(x_TD, eps)
+    grad_TD = grad_TD.float() * weight_D.float()
+    mean_T1 = (grad_TD * x_float_TD).mean(dim=-1, keepdim=True)
+    return grad_TD.mul_(scale_T1).sub_(x_float_TD * (scale_T1.pow(3) * mean_T1))
 
 
 def _reciprocal_rms(x_TD: Tensor, eps: float) -> Tensor:

@@ -5,6 +5,9 @@
 
 Gate and up come side by side in one tensor, as the grouped projection writes them, and their gradients leave so.
 Forward saves that tensor alone.
+
+`swiglu` is the differentiable reference; `gate` and `gate_backward_` are the same pair, written into memory that the
+caller gives, natively where `select.uses_native` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from strop.kernels import library, select
 
 
 def swiglu(gate_up_T2F: Tensor) -> Tensor:
@@ -33,14 +38,41 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor]:
         (gate_up_T2F,) = ctx.saved_tensors
-        gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
-        grad_TF = grads[0]
         grad_gate_up_T2F = torch.empty_like(gate_up_T2F)
-        grad_gate_TF, grad_up_TF = grad_gate_up_T2F.chunk(2, dim=1)
-        sigma_TF = torch.sigmoid(gate_TF)
-        silu_TF = gate_TF * sigma_TF
-        torch.mul(grad_TF, silu_TF, out=grad_up_TF)
-        # σ (1 + gate (1 − σ)) = σ + silu − silu σ
-        slope_TF = silu_TF.addcmul_(silu_TF, sigma_TF, value=-1).add_(sigma_TF)
-        torch.mul(slope_TF.mul_(up_TF), grad_TF, out=grad_gate_TF)
+        _write_gradient(grads[0], gate_up_T2F, grad_gate_up_T2F)
         return (grad_gate_up_T2F,)
+
+
+def gate(gate_up_T2F: Tensor, out_TF: Tensor) -> Tensor:
+    """silu(gate) · up for gate_up [T, 2F] into ``out_TF`` [T, F], which is returned. Rows may lie apart."""
+    rows, columns = out_TF.shape
+    if select.uses_native(gate_up_T2F, out_TF):
+        library.function("gate", "plplll")(
+            gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), out_TF.data_ptr(), out_TF.stride(0), rows, columns
+        )
+        return out_TF
+    gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+    return torch.mul(torch.nn.functional.silu(gate_TF), up_TF, out=out_TF)
+
+
+def gate_backward_(grad_TF: Tensor, gate_up_T2F: Tensor) -> None:
+    """Overwrites gate_up [T, 2F] with its gradient, given that of the unit's output [T, F]. Rows may lie apart."""
+    rows, columns = grad_TF.shape
+    if select.uses_native(grad_TF, gate_up_T2F):
+        library.function("gate_backward", "plplll")(
+            grad_TF.data_ptr(), grad_TF.stride(0), gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), rows, columns
+        )
+    else:
+        _write_gradient(grad_TF, gate_up_T2F, gate_up_T2F)
+
+
+def _write_gradient(grad_TF: Tensor, gate_up_T2F: Tensor, out_T2F: Tensor) -> None:
+    """d gate | d up into ``out_T2F``, which may be ``gate_up_T2F`` itself."""
+    gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
+    grad_gate_TF, grad_up_TF = out_T2F.chunk(2, dim=1)
+    sigma_TF = torch.sigmoid(gate_TF)
+    silu_TF = gate_TF * sigma_TF
+    # σ (1 + gate (1 − σ)) = σ + silu − silu σ
+    slope_TF = silu_TF.addcmul(silu_TF, sigma_TF, value=-1).add_(sigma_TF).mul_(up_TF)
+    torch.mul(grad_TF, silu_TF, out=grad_up_TF)
+    torch.mul(slope_TF, grad_TF, out=grad_gate_TF)

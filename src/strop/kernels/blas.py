@@ -1,0 +1,186 @@
+"""The matrix product of a step, and which library computes it.
+
+    out_MN = alpha · op(a)_MK op(b)_KN  (+ out_MN)                op(x) = x or xᵀ
+
+On a CPU in float32 that is OpenBLAS, where the package `scipy-openblas32` is installed, called from Strop's own threads
+(native/matmul.c): one thread per piece of the product, and pieces that follow from the shape alone, so that the number
+of threads changes no bit. Everywhere else, and without OpenBLAS, it is torch.
+
+With two threads on two Zen 4 cores OpenBLAS did 174 GFLOP/s and torch's MKL 128 at 2,048 × 576 × 960, 171 and 74 at
+256 × 576 × 49,152. OpenBLAS' own threads spin while they wait; one that shares its core with another program holds up
+all. That is why its threads are not used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from strop.errors import UsageError
+from strop.kernels import library, select
+
+# What a BLAS with 32-bit sizes can be asked for.
+_LARGEST = 2**31 - 1
+
+_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+
+@dataclass(slots=True)
+class _Choice:
+    """The library that was asked for; empty: the best there is."""
+
+    name: str = ""
+
+
+_choice = _Choice()
+
+
+def product(
+    a_MK: Tensor,
+    b_KN: Tensor,
+    out_MN: Tensor,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    alpha: float = 1.0,
+    add: bool = False,
+) -> Tensor:
+    """Writes alpha · op(a) · op(b) to ``out_MN``, or adds it, and returns ``out_MN``.
+
+    Matrices may be views of wider ones: columns next to each other, rows anywhere. All have one dtype and device.
+
+    Args:
+        a_MK: [M, K]; [K, M] with ``transpose_a``.
+        b_KN: [K, N]; [N, K] with ``transpose_b``.
+        out_MN: [M, N]; overlaps neither.
+        transpose_a: a is given as its transpose.
+        transpose_b: b is given as its transpose, as the weight [N, K] of a linear layer is.
+        alpha: factor of the product, not of what it is added to.
+        add: adds to ``out_MN`` instead of overwriting it.
+    """
+    if _goes_to_openblas(a_MK, b_KN, out_MN):
+        rows, columns = out_MN.shape
+        depth = a_MK.shape[0] if transpose_a else a_MK.shape[1]
+        if out_MN.numel() > 0 and depth > 0:
+            library.function("sgemm", "iilllfplplfpl")(
+                *(int(transpose_a), int(transpose_b), rows, columns, depth, alpha),
+                *(a_MK.data_ptr(), _row_stride(a_MK), b_KN.data_ptr(), _row_stride(b_KN)),
+                *(1.0 if add else 0.0, out_MN.data_ptr(), _row_stride(out_MN)),
+            )
+            return out_MN
+    a_MK, b_KN = a_MK.t() if transpose_a else a_MK, b_KN.t() if transpose_b else b_KN
+    if add or alpha != 1.0:
+        return out_MN.addmm_(a_MK, b_KN, beta=1.0 if add else 0.0, alpha=alpha)
+    return torch.mm(a_MK, b_KN, out=out_MN)
+
+
+def _goes_to_openblas(*matrices: Tensor) -> bool:
+    return select.uses_native(*matrices) and uses_openblas() and all(map(_fits, matrices))
+
+
+def _fits(matrix: Tensor) -> bool:
+    """Whether a BLAS can read it: rows that do not overlap, sizes of 32 bits."""
+    stride = _row_stride(matrix)
+    return matrix.shape[1] <= stride <= _LARGEST and matrix.shape[0] <= _LARGEST
+
+
+def _row_stride(matrix: Tensor) -> int:
+    # The stride of a single row is any number, and of no use.
+    return matrix.stride(0) if matrix.shape[0] > 1 else max(1, matrix.shape[1])
+
+
+def libraries() -> tuple[str, ...]:
+    """What can compute products here, the best first: ``openblas`` where it is installed, and ``torch``."""
+    return ("openblas", "torch") if _openblas().sgemm else ("torch",)
+
+
+def use(name: str) -> None:
+    """Computes products with this library from now on, in the whole process.
+
+    Raises:
+        UsageError: it is none of `libraries`.
+    """
+    if name not in libraries():
+        raise UsageError(
+            f"the library {name} for matrix products is not here",
+            expected=" or ".join(libraries()),
+            found=f"{name} ({_openblas().words})" if name == "openblas" else name,
+            do="install scipy-openblas32, or use torch",
+        )
+    _choice.name = name
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """`use` for a while, for tests and comparisons."""
+    before = _choice.name
+    use(name)
+    try:
+        yield
+    finally:
+        _choice.name = before
+
+
+def uses_openblas() -> bool:
+    """Whether float32 products on a CPU are OpenBLAS'."""
+    return (_choice.name or libraries()[0]) == "openblas"
+
+
+def describe() -> str:
+    """What computes products on a CPU, for people."""
+    if uses_openblas():
+        return _openblas().words
+    return "torch" if _openblas().sgemm else f"torch ({_openblas().words})"
+
+
+def set_threads(count: int) -> None:
+    """Lets ``count`` threads share a product. Torch's own threads are set with torch."""
+    library.set_threads(count)
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenBLAS:
+    """What was found: the address of its sgemm (0: nothing) and the words for it, or why there is none."""
+
+    sgemm: int
+    words: str
+
+
+@cache
+def _openblas() -> _OpenBLAS:
+    """Opens OpenBLAS once, holds it to one thread a call and hands its sgemm to the native library."""
+    if library.native() is None:
+        return _OpenBLAS(0, "OpenBLAS is called by the native library, which is not used")
+    try:
+        package = importlib.import_module("scipy_openblas32")
+        path = _shared_library(Path(package.get_lib_dir()))
+        opened = ctypes.CDLL(str(path))
+        sgemm = ctypes.cast(opened.scipy_cblas_sgemm, ctypes.c_void_p).value or 0
+        opened.scipy_openblas_set_num_threads(1)
+        opened.scipy_openblas_get_config.restype = ctypes.c_char_p
+        opened.scipy_openblas_get_corename.restype = ctypes.c_char_p
+        version = opened.scipy_openblas_get_config().decode().removeprefix("OpenBLAS ").split()[0]
+        core = opened.scipy_openblas_get_corename().decode()
+    except ImportError:
+        return _OpenBLAS(0, "scipy-openblas32 is not installed")
+    except (OSError, AttributeError) as error:
+        return _OpenBLAS(0, f"scipy-openblas32 cannot be used: {error}")
+    library.function("set_sgemm", "p")(sgemm)
+    return _OpenBLAS(sgemm, f"OpenBLAS {version}, {core}")
+
+
+def _shared_library(folder: Path) -> Path:
+    """The library in the package's folder."""
+    found = sorted(folder.glob(f"libscipy_openblas*{_SUFFIX}"))
+    if not found:
+        raise FileNotFoundError(f"no libscipy_openblas*{_SUFFIX} in {folder}")
+    return found[0]

@@ -1,0 +1,309 @@
+/* The operations on rows: norm, rotary embedding, gated unit, softmax with its loss, dropout, 16-bit numbers.
+ *
+ * Compiled once for every instruction set. Rows are independent, so threads change nothing of the result.
+ */
+#include "lanes.h"
+#include "operations.h"
+
+/* The arguments of a call, for its tasks; what an operation has none of stays empty. */
+typedef struct {
+    const float *in, *x, *weight;
+    float *out;
+    int64_t in_stride, x_stride, out_stride, rows, columns;
+    float eps, scale;
+    const int64_t *numbers;
+    double *losses;
+    uint32_t salt, threshold;
+    const float *cosine, *sine;
+    int64_t heads;
+    int inverse;
+    int kind;
+    const void *source;
+} call;
+
+static void run_rows(strop_task task, call *c, int64_t elements_a_row) {
+    const int64_t step = rows_per_task(elements_a_row);
+    strop_parallel((int)((c->rows + step - 1) / step), task, c);
+}
+
+/* for (row of this task) */
+#define EACH_ROW(c, width) \
+    for (int64_t row = task * rows_per_task(width), end = smaller(row + rows_per_task(width), (c)->rows); row < end; \
+         row++)
+
+/* --- root mean square norm --------------------------------------------------------------------------------------- */
+
+static inline float reciprocal_rms(const float *x, int64_t columns, float eps) {
+    lanes squares = {0};
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) squares = add(squares, multiply(load_lanes(x + i), load_lanes(x + i)));
+    const lanes last = load_some(x + i, columns - i);
+    return 1.0f / sqrtf(fold(add(squares, multiply(last, last))) / (float)columns + eps);
+}
+
+static void normalize_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        const float *restrict x = c->x + row * c->x_stride, *restrict weight = c->weight;
+        float *restrict out = c->out + row * c->out_stride;
+        const float r = reciprocal_rms(x, c->columns, c->eps);
+        for (int64_t i = 0; i < c->columns; i++) out[i] = x[i] * r * weight[i];
+    }
+}
+
+void ISA_NAME(normalize)(const float *x, int64_t x_stride, const float *weight, float eps, float *out,
+                         int64_t out_stride, int64_t rows, int64_t columns) {
+    call c = {.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .out = out, .out_stride = out_stride,
+              .rows = rows, .columns = columns};
+    run_rows(normalize_task, &c, columns);
+}
+
+static void normalize_backward_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        const float *restrict x = c->x + row * c->x_stride, *restrict weight = c->weight;
+        const float *restrict grad = c->in + row * c->in_stride;
+        float *restrict into = c->out + row * c->out_stride;
+        const float r = reciprocal_rms(x, c->columns, c->eps);
+        lanes products = {0};
+        int64_t i = 0;
+        for (; i + LANES <= c->columns; i += LANES) {
+            const lanes weighted = multiply(load_lanes(grad + i), load_lanes(weight + i));
+            products = add(products, multiply(weighted, load_lanes(x + i)));
+        }
+        const int64_t rest = c->columns - i;
+        const lanes weighted = multiply(load_some(grad + i, rest), load_some(weight + i, rest));
+        products = add(products, multiply(weighted, load_some(x + i, rest)));
+        const float slope = r * r * r * (fold(products) / (float)c->columns);
+        for (i = 0; i < c->columns; i++) into[i] += grad[i] * weight[i] * r - x[i] * slope;
+    }
+}
+
+void ISA_NAME(normalize_backward)(const float *grad, int64_t grad_stride, const float *x, int64_t x_stride,
+                                  const float *weight, float eps, float *into, int64_t into_stride, int64_t rows,
+                                  int64_t columns) {
+    call c = {.in = grad, .in_stride = grad_stride, .x = x, .x_stride = x_stride, .weight = weight, .eps = eps,
+              .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
+    run_rows(normalize_backward_task, &c, columns);
+}
+
+/* --- rotary embedding -------------------------------------------------------------------------------------------- */
+
+static void rotate_task(void *context, int task, int worker) {
+    const call *c = context;
+    const int64_t half = c->columns;
+    (void)worker;
+    EACH_ROW(c, 2 * half * c->heads) {
+        const float *restrict cosine = c->cosine + row * half, *restrict sine = c->sine + row * half;
+        for (int64_t head = 0; head < c->heads; head++) {
+            float *restrict first = c->out + row * c->out_stride + head * 2 * half, *restrict second = first + half;
+            const float sign = c->inverse ? -1.0f : 1.0f;
+            for (int64_t i = 0; i < half; i++) {
+                const float a = first[i], b = second[i], s = sine[i] * sign;
+                first[i] = a * cosine[i] - b * s;
+                second[i] = b * cosine[i] + a * s;
+            }
+        }
+    }
+}
+
+void ISA_NAME(rotate)(float *x, int64_t stride, const float *cosine, const float *sine, int64_t rows, int64_t heads,
+                      int64_t half, int inverse) {
+    call c = {.out = x, .out_stride = stride, .cosine = cosine, .sine = sine, .rows = rows, .heads = heads,
+              .columns = half, .inverse = inverse};
+    run_rows(rotate_task, &c, 2 * half * heads);
+}
+
+/* --- gated unit -------------------------------------------------------------------------------------------------- */
+
+static void gate_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        const float *restrict gate = c->in + row * c->in_stride, *restrict up = gate + c->columns;
+        float *restrict out = c->out + row * c->out_stride;
+        for (int64_t i = 0; i < c->columns; i++) out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+    }
+}
+
+void ISA_NAME(gate)(const float *gate_up, int64_t stride, float *out, int64_t out_stride, int64_t rows,
+                    int64_t columns) {
+    call c = {.in = gate_up, .in_stride = stride, .out = out, .out_stride = out_stride, .rows = rows,
+              .columns = columns};
+    run_rows(gate_task, &c, columns);
+}
+
+static void gate_backward_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        const float *restrict grad = c->in + row * c->in_stride;
+        float *restrict gate = c->out + row * c->out_stride, *restrict up = gate + c->columns;
+        for (int64_t i = 0; i < c->columns; i++) {
+            const float sigma = sigmoid(gate[i]), silu = gate[i] * sigma;
+            const float slope = sigma + silu * (1.0f - sigma);
+            gate[i] = slope * up[i] * grad[i];
+            up[i] = grad[i] * silu;
+        }
+    }
+}
+
+void ISA_NAME(gate_backward)(const float *grad, int64_t grad_stride, float *gate_up, int64_t stride, int64_t rows,
+                             int64_t columns) {
+    call c = {.in = grad, .in_stride = grad_stride, .out = gate_up, .out_stride = stride, .rows = rows,
+              .columns = columns};
+    run_rows(gate_backward_task, &c, columns);
+}
+
+/* --- softmax and its loss ---------------------------------------------------------------------------------------- */
+
+/* Numbers whose exponentials are made and summed at one time: they stay in the first cache. */
+#define EXP_BLOCK 512
+
+/* Several registers at a time: each waits for its own last comparison alone. */
+#define MAX_LANES (4 * LANES)
+
+static inline float largest(const float *x, int64_t columns) {
+    float part[MAX_LANES], result = x[0];
+    for (int lane = 0; lane < MAX_LANES; lane++) part[lane] = x[0];
+    int64_t i = 0;
+    for (; i + MAX_LANES <= columns; i += MAX_LANES)
+        for (int lane = 0; lane < MAX_LANES; lane++) part[lane] = x[i + lane] > part[lane] ? x[i + lane] : part[lane];
+    for (; i < columns; i++) result = x[i] > result ? x[i] : result;
+    for (int lane = 0; lane < MAX_LANES; lane++) result = part[lane] > result ? part[lane] : result;
+    return result;
+}
+
+/* e^(x - highest) of a row into `out`, which is the row itself or holds one block; their sum. */
+static inline float exponentials(const float *x, int64_t columns, float highest, float *out, int in_place) {
+    lanes sums = {0};
+    for (int64_t start = 0; start < columns; start += EXP_BLOCK) {
+        const int64_t count = smaller(EXP_BLOCK, columns - start);
+        const float *from = x + start;
+        float *to = in_place ? out + start : out;
+        for (int64_t i = 0; i < count; i++) to[i] = exp_float(from[i] - highest);
+        int64_t i = 0;
+        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(to + i));
+        sums = add(sums, load_some(to + i, count - i));
+    }
+    return fold(sums);
+}
+
+static void softmax_loss_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        const float *x = c->in + row * c->in_stride;
+        float block[EXP_BLOCK];
+        const float highest = largest(x, c->columns);
+        const float total = exponentials(x, c->columns, highest, block, 0);
+        c->losses[row] = log((double)total) + ((double)highest - (double)x[c->numbers[row]]);
+    }
+}
+
+void ISA_NAME(softmax_loss)(const float *logits, int64_t stride, const int64_t *targets, double *losses, int64_t rows,
+                            int64_t columns) {
+    call c = {.in = logits, .in_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
+              .columns = columns};
+    run_rows(softmax_loss_task, &c, columns);
+}
+
+static void softmax_gradient_task(void *context, int task, int worker) {
+    const call *c = context;
+    (void)worker;
+    EACH_ROW(c, c->columns) {
+        float *x = c->out + row * c->out_stride;
+        const int64_t target = c->numbers[row];
+        const float highest = largest(x, c->columns), wanted = x[target];
+        const float total = exponentials(x, c->columns, highest, x, 1), share = 1.0f / total;
+        for (int64_t i = 0; i < c->columns; i++) x[i] *= share;
+        x[target] -= 1.0f;
+        c->losses[row] = log((double)total) + ((double)highest - (double)wanted);
+    }
+}
+
+void ISA_NAME(softmax_gradient)(float *logits, int64_t stride, const int64_t *targets, double *losses, int64_t rows,
+                                int64_t columns) {
+    call c = {.out = logits, .out_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
+              .columns = columns};
+    run_rows(softmax_gradient_task, &c, columns);
+}
+
+/* --- dropout ----------------------------------------------------------------------------------------------------- */
+
+/* Features whose hashes are made at one time, once for all rows of a task. */
+#define FEATURE_BLOCK 512
+
+/* hash32 of kernels/random.py. */
+static inline uint32_t hash32(uint32_t value) {
+    value ^= value >> 16;
+    value *= 0x7FEB352Du;
+    value ^= value >> 15;
+    value *= 0x846CA68Bu;
+    return value ^ value >> 16;
+}
+
+static inline void drop_rows(const call *c, int task, int add) {
+    uint32_t features[FEATURE_BLOCK];
+    for (int64_t start = 0; start < c->columns; start += FEATURE_BLOCK) {
+        const int64_t count = smaller(FEATURE_BLOCK, c->columns - start);
+        for (int64_t i = 0; i < count; i++) features[i] = hash32((uint32_t)(start + i));
+        EACH_ROW(c, c->columns) {
+            const float *restrict x = c->x + row * c->x_stride + start;
+            float *restrict out = c->out + row * c->out_stride + start;
+            const uint32_t key = hash32((uint32_t)c->numbers[row] ^ c->salt), threshold = c->threshold;
+            const float scale = c->scale;
+            for (int64_t i = 0; i < count; i++) {
+                const float kept = x[i] * (hash32(key ^ features[i]) >= threshold ? scale : 0.0f);
+                out[i] = add ? out[i] + kept : kept;
+            }
+        }
+    }
+}
+
+static void drop_task(void *context, int task, int worker) {
+    (void)worker;
+    drop_rows(context, task, 0);
+}
+
+static void add_dropped_task(void *context, int task, int worker) {
+    (void)worker;
+    drop_rows(context, task, 1);
+}
+
+void ISA_NAME(drop)(const float *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
+                    float scale, float *out, int64_t out_stride, int64_t rows, int64_t columns) {
+    call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
+              .out = out, .out_stride = out_stride, .rows = rows, .columns = columns};
+    run_rows(drop_task, &c, columns);
+}
+
+void ISA_NAME(add_dropped)(const float *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
+                           float scale, float *into, int64_t into_stride, int64_t rows, int64_t columns) {
+    call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
+              .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
+    run_rows(add_dropped_task, &c, columns);
+}
+
+/* --- 16-bit numbers ---------------------------------------------------------------------------------------------- */
+
+#define WIDEN_BLOCK 16384
+
+static void widen_task(void *context, int task, int worker) {
+    const call *c = context;
+    const int64_t start = (int64_t)task * WIDEN_BLOCK, count = smaller(WIDEN_BLOCK, c->columns - start);
+    const uint16_t *restrict numbers = (const uint16_t *)c->source + start;
+    float *restrict out = c->out + start;
+    (void)worker;
+    if (c->kind == KIND_BFLOAT16)
+        for (int64_t i = 0; i < count; i++) out[i] = from_bfloat16(numbers[i]);
+    else
+        for (int64_t i = 0; i < count; i++) out[i] = from_float16(numbers[i]);
+}
+
+void ISA_NAME(widen)(const void *numbers, int kind, float *out, int64_t count) {
+    call c = {.source = numbers, .kind = kind, .out = out, .columns = count};
+    strop_parallel((int)((count + WIDEN_BLOCK - 1) / WIDEN_BLOCK), widen_task, &c);
+}

@@ -1,0 +1,168 @@
+"""Attention of the training engine against the differentiable reference, with and without shared prefixes."""
+
+import itertools
+
+import pytest
+import torch
+
+from strop.kernels import blas, library
+from strop.kernels.attention import Span, attend, attend_backward, attention
+
+is_native = library.native() is not None and "openblas" in blas.libraries()
+needs_native = pytest.mark.skipif(not is_native, reason="the native library or OpenBLAS is not here")
+each_library = pytest.mark.parametrize("name", ["torch", pytest.param("openblas", marks=needs_native)])
+
+ragged = [1, 2, 63, 64, 65, 257]
+
+
+@pytest.fixture
+def restored():
+    threads, isa = library.threads(), library.instruction_set()
+    yield
+    library.set_threads(threads)
+    library.native().strop_use(isa.encode())
+
+
+def documents(lengths) -> list[Span]:
+    starts = [0, *itertools.accumulate(lengths)]
+    return [Span(start, end, start, start) for start, end in itertools.pairwise(starts)]
+
+
+def families(*members: list[int]) -> list[Span]:
+    """Each list: the length of a prefix, then of those that continue it."""
+    spans, row = [], 0
+    for prefix, *lengths in members:
+        root = row
+        spans.append(Span(root, root + prefix, root, root))
+        row += prefix
+        for length in lengths:
+            spans.append(Span(row, row + length, root, root + prefix))
+            row += length
+    return spans
+
+
+def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0):
+    """Runs the pair on random numbers in views of wider memory: (qkv, grad, out, row sums, grad_qkv)."""
+    rows, generator = spans[-1].end, torch.Generator().manual_seed(7)
+    columns = (heads + 2 * kv_heads) * width
+    qkv = (torch.randn(rows, columns + spare, generator=generator) * scale)[:, spare:]
+    grad = torch.randn(rows, heads * width, generator=generator)
+    out = torch.full((rows, heads * width + spare), float("nan"))[:, : heads * width]
+    row_sums = torch.full((heads, rows), float("nan"))
+    grad_qkv = torch.full((rows, columns + spare), float("nan"))[:, :columns]
+    attend(qkv, spans, heads, kv_heads, out, row_sums)
+    attend_backward(qkv, out, grad, row_sums, spans, heads, kv_heads, grad_qkv)
+    return qkv, grad, out, row_sums, grad_qkv
+
+
+def reference(qkv, grad, spans, heads, kv_heads, width):
+    """Every prefix repeated before each document that continues it; autograd adds up its gradients."""
+    leaf = qkv.double().requires_grad_()
+    rows, own, starts = [], [], [0]
+    for span in spans:
+        prefix = list(range(span.prefix_start, span.prefix_end))
+        own += range(len(rows) + len(prefix), len(rows) + len(prefix) + span.end - span.start)
+        rows += [*prefix, *range(span.start, span.end)]
+        starts.append(len(rows))
+    parts = leaf[rows].split([heads * width, kv_heads * width, kv_heads * width], dim=1)
+    q, k, v = (part.unflatten(1, (-1, width)) for part in parts)
+    y = attention(q, k, v, starts)[own].flatten(1)
+    y.backward(grad.double())
+    return y.detach(), leaf.grad
+
+
+def check(spans, heads, kv_heads, width, **settings):
+    qkv, grad, out, _, grad_qkv = both(spans, heads, kv_heads, width, **settings)
+    expected, expected_grad = reference(qkv, grad, spans, heads, kv_heads, width)
+    # Scores grow with the square of the scale, and with them what a float32 cannot say of them.
+    close = 1e-5 * settings.get("scale", 1.0) ** 2
+    assert (out - expected).abs().max() < close
+    assert (grad_qkv - expected_grad).abs().max() < close * max(1.0, expected_grad.abs().max())
+
+
+@each_library
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (2, 2, 16), (4, 1, 128), (3, 1, 20)])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_ragged_documents(name, heads, kv_heads, width, spare):
+    with blas.using(name):
+        check(documents(ragged), heads, kv_heads, width, spare=spare)
+
+
+@each_library
+@pytest.mark.parametrize(
+    "spans",
+    [
+        families([40, 1, 65, 130]),
+        families([1, 1, 70], [33]),
+        families([130, 64, 1, 257, 3], [90, 20], [257]),
+        families([600, 50, 700]),
+    ],
+    ids=["one", "short", "several", "long"],
+)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(6, 2, 64), (2, 2, 16)])
+def test_a_shared_prefix_is_as_if_repeated(name, spans, heads, kv_heads, width):
+    with blas.using(name):
+        check(spans, heads, kv_heads, width)
+
+
+@each_library
+def test_a_document_of_many_tiles(name):
+    with blas.using(name):
+        check(documents([1700, 5]), 2, 1, 16)
+
+
+@needs_native
+def test_scores_far_apart_stay_finite():
+    check(documents([1, 300, 700]), 2, 1, 16, scale=12.0)
+
+
+@needs_native
+def test_row_sums_are_logarithms_of_sums():
+    with blas.using("openblas"):
+        spans = families([70, 20])
+        qkv, _, _, row_sums, _ = both(spans, 2, 1, 16)
+    scores = qkv[:, :32].double().unflatten(1, (2, 16)).transpose(0, 1) @ qkv[:, 32:48].double().t() / 4
+    expected = scores.masked_fill(~torch.ones(90, 90, dtype=torch.bool).tril(), -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(row_sums.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("spans", [documents(ragged), documents([1500]), families([400, 300, 500], [70, 9])])
+def test_threads_and_instruction_sets_change_no_bit(spans, restored):
+    results = []
+    with blas.using("openblas"):
+        for isa, threads in itertools.product(["plain", "avx2", "avx512", "neon"], [1, 3]):
+            if library.native().strop_use(isa.encode()):
+                library.set_threads(threads)
+                results.append(both(spans, 6, 2, 32)[2:])
+    assert len(results) >= 2
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@each_library
+def test_rows_of_other_documents_are_never_read(name):
+    spans = documents([30, 40, 50])
+    heads, kv_heads = 2, 1
+    qkv = torch.randn(120, 64)
+    qkv[30:70] = float("nan")
+    out, row_sums, grad_qkv = torch.empty(120, 32), torch.empty(2, 120), torch.empty(120, 64)
+    with blas.using(name):
+        attend(qkv, spans, heads, kv_heads, out, row_sums)
+        attend_backward(qkv, out, torch.ones(120, 32), row_sums, spans, heads, kv_heads, grad_qkv)
+    for result in (out, grad_qkv):
+        finite = result.isfinite().all(dim=1)
+        assert finite[:30].all()
+        assert finite[70:].all()
+        assert not finite[30:70].any()
+
+
+def test_other_types_are_computed_by_torch():
+    spans = families([20, 30, 5], [4])
+    qkv, grad = torch.randn(59, 64, dtype=torch.float64), torch.randn(59, 32, dtype=torch.float64)
+    out, row_sums, grad_qkv = torch.empty_like(grad), torch.empty(2, 59), torch.empty_like(qkv)
+    attend(qkv, spans, 2, 1, out, row_sums)
+    attend_backward(qkv, out, grad, row_sums, spans, 2, 1, grad_qkv)
+    expected, expected_grad = reference(qkv, grad, spans, 2, 1, 16)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(grad_qkv, expected_grad)
