@@ -74,34 +74,42 @@ def make_job(model: Path, data: str, mapping: str | None, steps: int, samples: i
 def strop_side(job: Job) -> Course:
     """Strop's engine over the job's steps."""
     import numpy as np
-    import torch
 
-    from strop.data.packing import pack
+    from strop.data.packing import Pack, pack
     from strop.data.records import Example, Place
+    from strop.model.families import read_spec
     from strop.model.load import load_decoder
     from strop.model.lora import make_adapter
     from strop.model.spec import PROJECTIONS
-    from strop.plan.plan import default_plan, probe
+    from strop.plan.apply import make_engine, use_processor
+    from strop.plan.choose import default_plan
+    from strop.plan.machine import probe
     from strop.training.optimizer import Optimizer
     from strop.training.step import accumulate_gradients
 
+    plan = default_plan(read_spec(job.model), probe())
+    use_processor(plan)
     decoder = load_decoder(job.model)
-    longest = max(len(tokens) for step in job.steps for tokens, _ in step)
-    plan = default_plan(decoder.spec, longest, probe())
-    torch.set_num_threads(plan.threads)
-    decoder.keep_dense(plan.dense_layers)
     adapter = make_adapter(
         decoder.spec, rank=job.rank, alpha=job.alpha, dropout=0.0, targets=PROJECTIONS, seed=job.seed
     )
     optimizer = Optimizer(adapter, 0.0)
 
-    def step(number: int) -> float:
+    def packs_of(number: int) -> list[Pack]:
         examples = [
             Example(np.array(tokens, dtype=np.int32), np.array(learned), index, Place("job"))
             for index, (tokens, learned) in enumerate(job.steps[number])
         ]
-        packs = pack(examples, plan.pack_tokens)
-        result = accumulate_gradients(decoder, adapter, packs, seed=job.seed, step=number, clip=job.clip)
+        return pack(examples, plan.pack_tokens, plan.shares_prefixes(0.0))
+
+    every = [one for number in range(len(job.steps)) for one in packs_of(number)]
+    tokens, learned = max(map(len, every)), max(one.learned_tokens for one in every)
+    work = plan.work(tokens=tokens, learned=learned, targets=PROJECTIONS, rank=job.rank, dropout=0.0)
+    engine = make_engine(decoder, plan, work)
+
+    def step(number: int) -> float:
+        packs = packs_of(number)
+        result = accumulate_gradients(engine, adapter, packs, seed=job.seed, step=number, clip=job.clip)
         optimizer.step(job.rates[number])
         return result.loss
 

@@ -18,6 +18,18 @@ def smollm2_folder() -> Path:
     return starter_folder()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def timed_once() -> Iterator[None]:
+    """Times the machine once a model and process: plans are then the same from run to run, and tests short."""
+    from functools import cache
+
+    from strop.plan import choose
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose, "probe", cache(choose.probe))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A tiny model and data; not to be changed."""
@@ -40,11 +52,24 @@ def finished(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return tiny.train(tmp_path_factory.mktemp("finished") / "run")
 
 
+@pytest.fixture(autouse=True)
+def restore_matrix_library() -> Iterator[None]:
+    """Leaves the library of matrix products as it was: a run chooses it for the whole process."""
+    from strop.kernels import blas
+
+    before = blas._choice.name
+    yield
+    blas._choice.name = before
+
+
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
     """Leaves torch's number of threads as it was."""
     import torch
 
-    threads = torch.get_num_threads()
+    from strop.kernels import library
+
+    threads, native = torch.get_num_threads(), library.threads()
     yield
     torch.set_num_threads(threads)
+    library.set_threads(native)

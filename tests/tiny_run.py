@@ -34,6 +34,23 @@ RECIPE = {
 }
 
 
+# A plan that follows from nothing that is timed, so that two runs can be compared bit by bit.
+PLAN = {
+    "device": "cpu",
+    "dtype": "float32",
+    "pack_tokens": 512,
+    "recompute_layers": 0,
+    "recompute_elementwise": 1,
+    "dense_layers": 1,
+    "head": "dense",
+    "embedding": "memory",
+    "loss_chunk": 64,
+    "prefixes": "shared",
+    "matmul": "torch",
+    "threads": 1,
+}
+
+
 def write_model(folder: Path) -> Path:
     """Write a random Llama that trains in milliseconds, complete with tokenizer, template and configs."""
     import torch
@@ -97,16 +114,16 @@ class Tiny:
         plan: Mapping[str, Any] | None = None,
         listener: Listener | None = None,
     ) -> RunFolder:
-        """Train from the start, on one thread unless the plan says otherwise."""
+        """Train from the start, under `PLAN` with what is given on top."""
         from strop.training.session import train_run
 
-        levers = {name: str(value) for name, value in {"threads": 1, **(plan or {})}.items()}
+        levers = {name: str(value) for name, value in {**PLAN, **(plan or {})}.items()}
         train_run(self.recipe(changes), folder=run, plan_overrides=levers, listener=listener)
         return RunFolder(run)
 
     def flags(self, run: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
         """The same as a command line."""
-        values = {**RECIPE, "plan.threads": 1, **(changes or {})}
+        values = {**RECIPE, **{f"plan.{name}": value for name, value in PLAN.items()}, **(changes or {})}
         return [
             *("train", str(self.model), str(self.data), "--run", str(run)),
             *(word for name, value in values.items() for word in (f"--{name}", str(value))),

@@ -186,7 +186,7 @@ USAGE = {
     "broken map": (["--data.map", "question"], ("data.map is 'question'", "", "--data.map problem:solution")),
     "held-out count": (["--data.eval", "1.5"], ("data.eval is 1.5", "", "whole number")),
     "unknown lever": (["--plan.packs", "1"], ("--plan.packs is no lever", "packs", "--plan.pack_tokens 4096")),
-    "lever's value": (["--plan.recompute", "some"], ("--plan.recompute cannot be", "some", "none or layer")),
+    "lever's value": (["--plan.head", "some"], ("--plan.head cannot be", "some", "dense or stored")),
     "lever's number": (["--plan.threads", "0"], ("--plan.threads cannot be", "0", "a whole number, 1 to 1024")),
     "unknown device": (["--plan.device", "npu"], ("--plan.device npu", "npu", "leave --plan.device out")),
 }

@@ -14,8 +14,7 @@ from cyclopts import CycloptsError
 
 from strop.cli.app import VERBS, build_app, examples
 from strop.cli.faults import usage_error
-from strop.cli.overrides import split_overrides, split_plan
-from strop.cli.train import sort_arguments
+from strop.cli.overrides import sort_arguments, split_overrides, split_plan
 from strop.errors import BudgetError, DataError, Stopped, StropError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -125,7 +124,16 @@ def test_control_characters_in_an_error_are_seen_not_obeyed(run: Run, trained: d
         (["train", "m", "d", "--rum", "x"], "strop train has no flag --rum", "did you mean --run ?"),
         (["train", "m", "d", "--lr", "1"], "strop train has no flag --lr", "did you mean --train.lr ?"),
         (["train", "m", "d", "--lora-r=8"], "no flag --lora-r", "did you mean --adapter.rank ?"),
-        (["train", "m", "d", "--gradient-checkpointing"], "no flag --gradient-checkpointing", "--plan.recompute"),
+        (
+            ["train", "m", "d", "--gradient-checkpointing"],
+            "no flag --gradient-checkpointing",
+            "--plan.recompute_layers 30",
+        ),
+        (["plan", "m", "d", "--lr", "1"], "strop plan has no flag --lr", "did you mean --train.lr ?"),
+        (["train", "m", "d", "--memroy", "8GB"], "strop train has no flag --memroy", "did you mean --memory ?"),
+        (["train", "m", "d", "--memory", "8"], "--memory is not a size", "did you mean --memory 8GB ?"),
+        (["plan", "m", "d", "--memory", "lots"], "--memory is not a size", "write --memory 8GB"),
+        (["plan", "m", "d", "--html", "no/where.html"], "there is no folder no", "--html plan.html"),
         (["train", "m", "d", "--train.lrr", "1"], "flag --train.lrr", "did you mean --train.lr ?"),
         (["train", "m", "d", "--train.lr"], "flag --train.lr has no value", "--train.lr=VALUE"),
         (["train", "m", "d", "--train.lr", "--run", "x"], "flag --train.lr has no value", "--train.lr=VALUE"),
@@ -220,6 +228,7 @@ def test_train_hands_over_what_was_said(run: Run, trained: dict[str, Any]):
     assert recipe.watch.ask == ("A, b?", "C?")
     assert trained["folder"] == Path("my run")
     assert trained["plan_overrides"] == {"pack": "512"}
+    assert trained["budget_bytes"] is None
     assert hasattr(trained["listener"], "on_event")
     assert "flag --train.lr" in err  # the resolved recipe is shown before anything starts
 
@@ -228,6 +237,28 @@ def test_train_needs_nothing_more_than_model_and_data(run: Run, trained: dict[st
     assert run("train", "m", "d")[0] == 0
     assert trained["folder"] is None
     assert trained["plan_overrides"] == {}
+
+
+def test_train_hands_over_the_budget_in_bytes(run: Run, trained: dict[str, Any]):
+    assert run("train", "m", "d", "--memory", "6GiB")[0] == 0
+    assert trained["budget_bytes"] == 6 * 2**30
+
+
+def test_what_does_not_fit_is_told_with_its_cure_and_exit_code_4(run: Run, trained: dict[str, Any]):
+    trained["raise"] = BudgetError(
+        "no plan fits into 300 MB", expected="583 MB or more", found="--memory 300MB", do="give --memory 584MB"
+    )
+    code, out, err = run("train", "m", "d", "--memory", "300MB")
+    assert (code, out) == (4, "")
+    told = err[err.index("error: ") :]
+    assert told == (
+        "error: no plan fits into 300 MB\n"
+        "  expected: 583 MB or more\n"
+        "     found: --memory 300MB\n"
+        "        do: give --memory 584MB\n"
+    )
+    code, out, _ = run("train", "m", "d", "--memory", "300MB", "--json")
+    assert (code, json.loads(out)["exit"]) == (4, 4)
 
 
 def test_the_result_is_one_json_object_and_the_rest_is_elsewhere(run: Run, trained: dict[str, Any]):
@@ -304,7 +335,12 @@ def test_version(run: Run):
 
 def test_the_short_pages_import_nothing_heavy():
     heavy = {"torch", "transformers", "pydantic", "numpy", "psutil", "ruamel", "rapidfuzz", "jinja2"}
-    for argument, allowed in (("--help", set()), ("chat --help", set()), ("train --help", {"pydantic"})):
+    for argument, allowed in (
+        ("--help", set()),
+        ("chat --help", set()),
+        ("plan --help", set()),
+        ("train --help", {"pydantic"}),
+    ):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "strop.cli.main", *argument.split()],
             capture_output=True,

@@ -8,14 +8,27 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from plans import PLAN, curve, forecast
 from strop.cli.chat import converse
 from strop.cli.console import print_json, printable
 from strop.cli.doctor import examine, readable
 from strop.cli.main import main
 from strop.cli.progress import LINE_INTERVAL, SHOWN_TEXT, TerminalListener
-from strop.cli.show import show_recipe
+from strop.cli.show import show_recipe, show_run
 from strop.cli.units import format_duration, format_size
 from strop.recipe import FIELDS, resolve
+
+
+class Screen(io.StringIO):
+    """What is printed, with an encoding of its own."""
+
+    def __init__(self, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
 
 
 class Clock:
@@ -143,6 +156,88 @@ def test_a_failure_takes_the_bar_down():
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1  # the cursor is back
 
 
+# ── the plan's part of a run ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start_with_plan(**more: Any) -> dict[str, Any]:
+    found = forecast()
+    facts = {"plan": found.plan.as_dict(), "forecast": found.as_dict(), "budget_bytes": 8_000_000_000}
+    return {**START, **facts, **more}
+
+
+def test_the_plan_is_told_before_the_first_step():
+    assert plain([start_with_plan()], 0.0) == [
+        "plan  1.14 GB of memory (budget 8 GB), about 5 min 15 s, 2.4 s a step",
+        "      cpu, float32, 2 threads, products by openblas; everything kept",
+        "training 20 steps",
+    ]
+    lean = {**PLAN.as_dict(), "recompute_layers": 30, "recompute_elementwise": 1, "head": "stored", "embedding": "file"}
+    lines = plain([start_with_plan(plan=lean, reason="[b]memory\x1b[2J")], 0.0)
+    assert lines[1].endswith(
+        "; 30 layers computed twice, 1 layer with norms and gated products made twice, head widened in blocks, "
+        "embedding read from the file"
+    )
+    assert lines[2] == "      why: [b]memory\\x1b[2J"
+    shown = on_terminal([start_with_plan()])
+    assert "about 5 min 15 s" in shown.rpartition("\x1b[2K")[2]  # until a step is done the bar shows the forecast
+
+
+def test_the_largest_pack_and_a_leaner_plan_are_told():
+    lean = curve()[0]
+    events = [
+        START,
+        {"kind": "dry_run", "step": 0, "tokens": 2048, "seconds": 1.94, "memory_bytes": 1_430_000_000},
+        {"kind": "replan", "step": 3, "reason": "no memory", "plan": lean.plan.as_dict(), "forecast": lean.as_dict()},
+    ]
+    assert plain(events, 0.0)[1:] == [
+        "step 0  tried the largest pack, 2,048 tokens: 1.9 s, 1.4 GB in use",
+        "step 3  memory fell short: no memory",
+        "  going on under a leaner plan: 584 MB, 30 layers computed twice, head widened in blocks, "
+        "embedding read from the file",
+    ]
+
+
+def test_the_time_left_is_reckoned_from_the_steps():
+    dry_run = {"kind": "dry_run", "step": 0, "tokens": 9, "seconds": 1.0, "memory_bytes": 1}
+    watch = {"kind": "watch", "step": 0, "held_out_loss": None}
+    lines = plain([START, dry_run, watch, step(1), step(2)], 5.0)
+    assert lines[-1].endswith("1 min 30 s left")  # 2 steps in 10 s, 18 to go
+
+
+def summary(**more: Any) -> dict[str, Any]:
+    facts = {"run": "runs/x", "state": "finished", "steps": 120, "peak_bytes": 1_200_000_000, "seconds": 300.0}
+    return {**facts, "watch_seconds": 20.0, "forecast": forecast().as_dict(), **more}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_forecast_and_fact_stand_side_by_side(encoding: str):
+    out = Screen(encoding)
+    show_run(summary(), Console(file=out, width=80))
+    minus = "−" if encoding == "utf-8" else "-"
+    table = [line.split("  ") for line in out.getvalue().splitlines()[:6]]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in table] == [
+        ["forecast", "fact", "difference"],
+        ["peak memory", "1.14 GB", "1.2 GB", "+4.9 %"],
+        ["a step", "2.4 s", "2.5 s", "+4.2 %"],
+        ["all steps", "4 min 48 s", "5 min 0 s", "+4.2 %"],
+        ["watching", "24 s", "20 s", f"{minus}17 %"],
+        ["steps and watching", "5 min 12 s", "5 min 20 s", "+2.6 %"],
+    ]
+    assert out.getvalue().isascii() == (encoding == "ascii")
+
+
+def test_a_run_that_has_not_ended_compares_what_it_can_and_an_older_one_nothing():
+    out = Screen()
+    show_run(summary(state="stopped"), Console(file=out, width=80))
+    assert "a step" in out.getvalue()
+    assert "all steps" not in out.getvalue()
+    older = Screen()
+    show_run({"run": "runs/x"}, Console(file=older, width=80))
+    show_run(summary(forecast=None), Console(file=older, width=80))
+    assert "forecast" not in older.getvalue()
+    assert older.getvalue().count("strop chat") == 2
+
+
 # ── the recipe's table ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -261,6 +356,8 @@ def test_doctor_looks_at_this_machine(
     assert findings["machine"]["memory_bytes"] > 0
     assert findings["machine"]["usable_cores"] >= 1
     assert findings["device"]["kind"] in ("cpu", "cuda", "mps")
+    assert set(findings["kernels"]) == {"operations", "matrix_products"}
+    assert all(findings["kernels"].values())
     assert findings["cache"] == findings["cache"] | {"folder": str(tmp_path / "cache"), "writable": True}
     assert list((tmp_path / "cache").iterdir()) == []
 

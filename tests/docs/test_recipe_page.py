@@ -1,14 +1,12 @@
 """docs/recipe.md says what the schema says. ``python tests/docs/test_recipe_page.py`` writes its table again."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from strop.errors import UsageError
-from strop.model.spec import DecoderSpec, RopeSpec
-from strop.plan.plan import Machine, Plan, default_plan
+from strop.plan.plan import LEVERS, read_levers
 from strop.recipe import FIELDS, RecipeField, from_yaml
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
@@ -39,10 +37,9 @@ def with_table(page: str) -> str:
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
-def plan_with(lever: str, value: str) -> Plan:
-    """A plan with one lever set by hand."""
-    spec = DecoderSpec("llama", 320, 64, 96, 2, 4, 2, 16, 1e-6, RopeSpec(), False, False, True, 256)
-    return default_plan(spec, 32, Machine("cpu", 1 << 30, 2), {lever: value})
+def lever_of(lever: str, value: str) -> object:
+    """A lever set by hand, as the command line would."""
+    return read_levers({lever: value})[lever]
 
 
 def test_the_table_is_the_schemas() -> None:
@@ -59,19 +56,19 @@ def test_the_yaml_on_the_page_is_a_recipe() -> None:
 
 def test_the_levers_are_the_plans() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| ", PAGE.read_text(encoding="utf-8").split("| lever |")[1], re.MULTILINE)
-    assert [lever for lever, _ in rows] == [field.name for field in fields(Plan)]
+    assert [lever for lever, _ in rows] == list(LEVERS)
     for lever, values in rows:
         words = [word for word in re.findall(r"`([\w:]+)`", values) if not word.startswith("cuda")]
         bounds = re.fullmatch(r"(\d+) (?:or more|to (\d+))", values)
         low, high = bounds.groups() if bounds else (None, None)
         assert words or low, values
         for value in (*words, low, high):
-            assert value is None or str(getattr(plan_with(lever, value), lever)) == value
+            assert value is None or str(lever_of(lever, value)) == value
         for value in ("nothing", low and str(int(low) - 1), high and str(int(high) + 1)):
             if value is None:
                 continue
             with pytest.raises(UsageError):
-                plan_with(lever, value)
+                lever_of(lever, value)
 
 
 if __name__ == "__main__":

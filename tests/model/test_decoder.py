@@ -116,13 +116,11 @@ def test_logits_equal_transformers(tmp_path, changes):
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, ("q_proj", "v_proj"), ("down_proj",)])
-@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dense_layers", [0, 2])
-def test_gradients_equal_peft(tmp_path, targets, recompute, dense_layers):
+def test_gradients_equal_peft(tmp_path, targets, dense_layers):
     model = build(tmp_path, attention_bias=True)
     decoder = load_decoder(tmp_path)
     with_dequantized_weights(model, decoder)
-    decoder.recompute = recompute
     decoder.loss_chunk = 7
     decoder.keep_dense(dense_layers)
     adapter = make_adapter(decoder.spec, rank=4, alpha=8, dropout=0.0, targets=targets, seed=1)
@@ -161,7 +159,6 @@ def test_a_pack_gives_what_its_documents_give_alone_dropout_on(tmp_path):
     packed = [matrix.grad.clone() for matrix in adapter.parameters()]
     for matrix in adapter.parameters():
         matrix.grad = None
-    decoder.recompute = True
     total = 0.0
     for index, document in enumerate(docs):
         alone = batch_of(document)

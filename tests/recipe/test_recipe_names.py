@@ -44,7 +44,9 @@ def test_a_name_of_another_tool_is_no_guess():
 
 
 def test_what_is_decided_elsewhere_has_a_note():
-    assert "--plan." in suggest("gradient_checkpointing").note
+    assert "--memory 8GB" in suggest("gradient_checkpointing").note
+    assert "--plan.recompute_layers 30" in suggest("gradient_checkpointing").note
+    assert "--memory 8GB" in suggest("memory").note
     assert "--run" in suggest("output_dir").note
     assert suggest("gradient_checkpointin").note == suggest("gradient_checkpointing").note
 

@@ -183,6 +183,8 @@ def test_the_summary_adds_up_its_steps(finished: RunFolder):
         "tokens_per_s": pytest.approx(sum(values(finished, "step", "tokens")) / seconds),
         "peak_bytes": max(*values(finished, "step", "memory_bytes"), *values(finished, "end", "peak_bytes")),
         "seconds": pytest.approx(seconds),
+        "watch_seconds": pytest.approx(sum(values(finished, "watch", "seconds"))),
+        "forecast": events(finished, "start")[0]["forecast"],
         "held_out_loss": {
             "before": events(finished, "watch")[0]["held_out_loss"],
             "after": events(finished, "watch")[-1]["held_out_loss"],
@@ -220,6 +222,24 @@ def test_the_summary_says_how_far_a_run_is(happened: list[dict[str, Any]], state
     assert summary["peak_bytes"] == (400 if state == "finished" else 100 if steps else 0)
     assert summary["held_out_loss"] == {"before": None, "after": None}
     assert summary["adapter"] is None
+
+
+def test_the_summary_keeps_the_first_forecast(tmp_path: Path):
+    run = create_run(tmp_path / "run")
+    for event in (
+        {**START, "forecast": {"peak_bytes": 100}},
+        step(1),
+        {"kind": "watch", "step": 1, "held_out_loss": None, "seconds": 2.0},
+        {**START, "step": 1, "forecast": {"peak_bytes": 70}},
+        {"kind": "watch", "step": 2, "held_out_loss": 1.5, "seconds": 3.0},
+    ):
+        run.append(run.events, event)
+    summary = summarize(run)
+    assert summary["forecast"] == {"peak_bytes": 100}
+    assert summary["watch_seconds"] == 5.0
+    older = create_run(tmp_path / "older")
+    older.append(older.events, START)
+    assert summarize(older)["forecast"] is None
 
 
 def test_runs_are_listed_by_name(tmp_path: Path):

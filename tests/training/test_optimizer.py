@@ -36,7 +36,6 @@ def take_steps(adapter: Adapter, optimizer: Optimizer, first: int, end: int) -> 
     for step in range(first, end):
         give_gradients(adapter, step)
         optimizer.step(RATES[step])
-        assert all(matrix.grad is None for matrix in adapter.parameters()), "gradients do not add up over steps"
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

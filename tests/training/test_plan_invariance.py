@@ -10,33 +10,60 @@ from safetensors.torch import load_file
 
 from strop.data.packing import Pack, pack
 from strop.data.records import Example
-from strop.plan.plan import Plan
+from strop.kernels import blas, library
+from strop.plan.plan import Plan, plan_from_dict
 from strop.run.folder import RunFolder
-from strop.training.loop import Training
+from strop.training.state import Training
 from tiny_run import Tiny, adapter_bytes, course, events, values
 
 BASELINE = {
     "device": "cpu",
     "dtype": "float32",
     "pack_tokens": 160,
-    "recompute": "none",
+    "recompute_layers": 0,
+    "recompute_elementwise": 0,
     "dense_layers": 1,
+    "head": "dense",
+    "embedding": "memory",
     "loss_chunk": 50,
+    "prefixes": "repeated",
+    "matmul": "torch",
     "threads": 1,
+}
+EVERYTHING_ELSE = {
+    "pack_tokens": 70,
+    "recompute_layers": 1,
+    "recompute_elementwise": 1,
+    "dense_layers": 0,
+    "head": "stored",
+    "embedding": "file",
+    "loss_chunk": 3,
+    "prefixes": "shared",
+    "threads": 2,
 }
 LEVERS = {
     "a pack a sample": {"pack_tokens": 1},
     "one pack a step": {"pack_tokens": 100_000},
-    "recompute": {"recompute": "layer"},
+    "all layers again": {"recompute_layers": 2},
+    "one layer again": {"recompute_layers": 1},
+    "element-wise parts again": {"recompute_elementwise": 2},
+    "a layer of each grade": {"recompute_layers": 1, "recompute_elementwise": 1},
+    "more layers again than there are": {"recompute_layers": 99},
     "nothing dense": {"dense_layers": 0},
     "all dense": {"dense_layers": 2},
     "more dense than there are": {"dense_layers": 99},
+    "head as stored": {"head": "stored"},
+    "embedding in its file": {"embedding": "file"},
     "one logit row": {"loss_chunk": 1},
     "seven logit rows": {"loss_chunk": 7},
     "all logits": {"loss_chunk": 1000},
+    "prefixes shared, were there no dropout": {"prefixes": "shared"},
+    "another matrix library": {"matmul": "openblas"},
     "two threads": {"threads": 2},
-    "everything else": {"pack_tokens": 70, "recompute": "layer", "dense_layers": 0, "loss_chunk": 3, "threads": 2},
+    "everything else": EVERYTHING_ELSE,
 }
+# These move memory and time alone; the others sum in another order.
+SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "head", "embedding"}
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
@@ -66,14 +93,17 @@ def test_every_lever_reaches_what_it_moves(tiny: Tiny, tmp_path: Path, monkeypat
         pass
 
     def loop(training: Training, first_step: int) -> None:
-        decoder = training.decoder
-        assert (decoder.recompute, decoder.loss_chunk, decoder.dtype) == (True, 7, torch.float32)
+        decoder, work = training.engine.decoder, training.engine.workspace.work
+        assert (work.whole_layers, work.elementwise_layers, work.loss_chunk, work.dtype) == (1, 1, 7, torch.float32)
         assert [layer.groups[0].dense_OI is not None for layer in decoder.layers] == [True, False]
-        assert (torch.get_num_threads(), decoder.device.type) == (2, "cpu")
+        assert (decoder.embedding.weight_VD is None, work.dense_head) == (True, False)
+        assert (torch.get_num_threads(), library.threads(), decoder.device.type) == (2, 2, "cpu")
+        assert not blas.uses_openblas()
+        assert training.plan.shares_prefixes(0.0)
         raise Stop
 
     monkeypatch.setattr("strop.training.session.train_loop", loop)
-    levers = {"recompute": "layer", "dense_layers": 1, "loss_chunk": 7, "threads": 2}
+    levers = {**BASELINE, **EVERYTHING_ELSE, "dense_layers": 1, "loss_chunk": 7}
     with pytest.raises(Stop):
         tiny.train(tmp_path / "run", plan=levers)
 
@@ -81,14 +111,15 @@ def test_every_lever_reaches_what_it_moves(tiny: Tiny, tmp_path: Path, monkeypat
 def test_the_length_of_packs_reaches_learning_and_looking(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def spy(examples: Sequence[Example], pack_tokens: int) -> list[Pack]:
-        asked.append((len(examples), pack_tokens))
-        return pack(examples, pack_tokens)
+    def spy(examples: Sequence[Example], pack_tokens: int, share_prefixes: bool = False) -> list[Pack]:
+        asked.append((len(examples), pack_tokens, share_prefixes))
+        return pack(examples, pack_tokens, share_prefixes)
 
     monkeypatch.setattr("strop.training.loop.pack", spy)
     monkeypatch.setattr("strop.evaluate.held_out.pack", spy)
-    tiny.train(tmp_path / "run", {"train.steps": 1}, {"pack_tokens": 70})
-    assert asked == [(4, 70), (5, 70), (4, 70)], "held out, learned, held out"
+    tiny.train(tmp_path / "run", {"train.steps": 1}, {"pack_tokens": 70, "prefixes": "shared"})
+    expected = [(4, 70, True), (5, 70, False), (4, 70, True)]
+    assert asked == expected, "held out, learned, held out; dropout is on where it learns"
 
 
 @pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
@@ -107,19 +138,39 @@ def test_no_lever_changes_the_result(levers: dict[str, object], baseline: RunFol
     for name, matrix in ours.items():
         # Adam divides a gradient by its size, so that rounding in elements near zero counts more than in the losses.
         assert torch.dist(matrix, theirs[name]) <= 1e-4 * theirs[name].norm(), name
-    if set(levers) <= {"recompute", "dense_layers"}:
+    if set(levers) <= SAME_BITS:
         assert adapter_bytes(run) == adapter_bytes(baseline), "the same numbers, kept or made again"
 
 
-@pytest.mark.parametrize("levers", [{}, LEVERS["everything else"]], ids=["baseline", "everything else"])
+@pytest.mark.parametrize("levers", [{}, EVERYTHING_ELSE], ids=["baseline", "everything else"])
 def test_the_same_plan_gives_the_same_bits(levers: dict[str, object], tiny: Tiny, tmp_path: Path):
     plan = {**BASELINE, **levers}
     first = tiny.train(tmp_path / "first", plan=plan)
     torch.rand(3)  # whatever torch's own generator was used for in between
     second = tiny.train(tmp_path / "second", plan=plan)
     assert course(first) == course(second)
-    assert (first.recipe.read_text(), first.read_json("plan.json")) == (second.recipe.read_text(), plan)
+    assert first.recipe.read_text() == second.recipe.read_text()
+    for run in (first, second):
+        assert plan_from_dict(run.read_json("plan.json")) == plan_from_dict(plan)
     assert (first.adapter / "adapter_config.json").read_bytes() == (second.adapter / "adapter_config.json").read_bytes()
+
+
+def test_sharing_prefixes_changes_no_result(tiny: Tiny, tmp_path: Path):
+    """The system prompt is what all samples begin with; without dropout it is computed once a pack."""
+    plain = {"adapter.dropout": 0.0}
+    repeated, shared = (
+        tiny.train(tmp_path / word, plain, {**BASELINE, "prefixes": word}) for word in ("repeated", "shared")
+    )
+    for name in ("tokens", "learned_tokens"):
+        assert values(shared, "step", name) == values(repeated, "step", name), name
+    assert values(shared, "step", "loss") == pytest.approx(values(repeated, "step", "loss"), rel=1e-5)
+    assert values(shared, "watch", "held_out_loss") == pytest.approx(
+        values(repeated, "watch", "held_out_loss"), rel=1e-5
+    )
+    ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in (shared, repeated))
+    for name, matrix in ours.items():
+        assert torch.dist(matrix, theirs[name]) <= 1e-4 * theirs[name].norm(), name
+    assert adapter_bytes(shared) != adapter_bytes(repeated), "nothing was shared"
 
 
 def test_the_samples_of_a_step_are_those_of_the_order(baseline: RunFolder, tiny: Tiny):

@@ -34,7 +34,7 @@ def doctor(*, json: bool = False) -> int:
         print_json(findings)
     else:
         console = output_console()
-        for title in ("versions", "machine", "device", "cache"):
+        for title in ("versions", "machine", "device", "kernels", "cache"):
             show_facts(title, readable(findings[title]), console)
             console.print()
         for problem in findings["problems"]:
@@ -49,16 +49,19 @@ def examine() -> dict[str, Any]:
 
     Returns:
         ``versions`` (by package; None when not installed), ``machine`` (system, cores, memory in bytes), ``device``
-        (kind, name, memory in bytes, threads), ``cache`` (folder, writable, free bytes) and ``problems``: what keeps
-        Strop from training here, one sentence each.
+        (kind, name, memory in bytes, threads), ``kernels`` (what computes a step on a CPU), ``cache`` (folder,
+        writable, free bytes) and ``problems``: what keeps Strop from training here, one sentence each.
     """
     problems: list[str] = []
     findings: dict[str, Any] = {
         "versions": _versions(),
         "machine": _machine(),
         "device": _device(problems),
+        "kernels": {},
         "cache": _cache(problems),
     }
+    if findings["device"]["kind"] != "none":
+        findings["kernels"] = _kernels()
     return {**findings, "problems": problems}
 
 
@@ -126,6 +129,13 @@ def _device(problems: list[str]) -> dict[str, Any]:
     elif torch.backends.mps.is_available():
         device = {"kind": "mps", "name": platform.machine()}
     return {**device, "cpu_threads": torch.get_num_threads()}
+
+
+def _kernels() -> dict[str, str]:
+    """What computes on a CPU: the operations, and float32 matrix products."""
+    from strop.kernels import blas, select
+
+    return {"operations": select.describe(), "matrix_products": blas.describe()}
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def usage_error(error: CycloptsError) -> UsageError:
         case UnknownCommandError():
             return _unknown_command((error.unused_tokens or [""])[0])
         case UnknownOptionError():
-            return _unknown_flag(error, command, takes_recipe=chain == ["train"])
+            return _unknown_flag(error, command, takes_recipe=chain in (["train"], ["plan"]))
         case MissingArgumentError() if error.argument is not None:
             name = error.argument.name
             if error.keyword:
@@ -92,7 +92,7 @@ def _unknown_flag(error: UnknownOptionError, command: str, takes_recipe: bool) -
         recipe_flags = [f"--{path}" for path in suggestion.paths]
         if suggestion.note:
             return UsageError(
-                f"{command} has no flag {flag}", expected="a flag of train", found=flag, do=suggestion.note
+                f"{command} has no flag {flag}", expected=f"a flag of {command}", found=flag, do=suggestion.note
             )
         if recipe_flags:
             near = " or ".join(recipe_flags)

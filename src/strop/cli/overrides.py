@@ -1,4 +1,4 @@
-"""Taking ``--section.field value`` out of a command line.
+"""What a command line says of recipe and plan: ``--section.field value``, ``--memory``, a recipe or a model and data.
 
 Flags with a dot in their name belong to the recipe (or, as ``--plan.field``, to the plan) and always take one value:
 
@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
 from strop.errors import UsageError
+
+if TYPE_CHECKING:
+    from strop.recipe import Resolved
 
 Overrides = tuple[tuple[str, str], ...]
 """Pairs of a dotted path and a text, in the order of the command line."""
@@ -25,6 +28,7 @@ TakesOverrides = Annotated[Overrides, Parameter(parse=False)]
 """The type of a verb's parameter ``overrides``: having it makes a verb accept ``--section.field value``."""
 
 _FLAG: Final = re.compile(r"--(?P<path>[A-Za-z_][\w-]*(?:\.[\w-]+)+)(?:=(?P<value>.*))?", re.DOTALL)
+_RECIPE_ENDINGS: Final = (".yaml", ".yml")
 _ANY_FLAG: Final = re.compile(r"--?[A-Za-z].*", re.DOTALL)
 
 
@@ -81,3 +85,61 @@ def split_plan(overrides: Iterable[tuple[str, str]]) -> tuple[list[tuple[str, st
         else:
             recipe.append((path, text))
     return recipe, plan
+
+
+def read_recipe(
+    model: str, data: str | None, model_flag: str | None, overrides: Iterable[tuple[str, str]]
+) -> tuple[Resolved, dict[str, str]]:
+    """Put the recipe of a command line together.
+
+    Args:
+        model: the first argument.
+        data: the second one.
+        model_flag: the value of ``--model``.
+        overrides: the dotted flags.
+
+    Returns:
+        The recipe, and the levers of the plan that were set by hand.
+
+    Raises:
+        UsageError: the recipe, or what was given twice or not at all.
+    """
+    from strop.recipe import resolve
+
+    file, model_text, data_text = sort_arguments(model, data)
+    recipe_overrides, levers = split_plan(overrides)
+    if model_flag is not None:
+        recipe_overrides.append(("model", model_flag))
+    return resolve(file, model=model_text, data=data_text, overrides=recipe_overrides), levers
+
+
+def read_budget(memory: str | None) -> int | None:
+    """The bytes that ``--memory`` names; None where it is not given."""
+    from strop.plan.budget import parse_size
+
+    return None if memory is None else parse_size(memory)
+
+
+def sort_arguments(model: str, data: str | None) -> tuple[str | None, str | None, str | None]:
+    """Tell a recipe from a model and data: of the two arguments, the one that ends in .yaml or .yml is the recipe.
+
+    Returns:
+        The recipe file, the model and the data; None for what is not given.
+
+    Raises:
+        UsageError: two recipes.
+    """
+    model_is_recipe = model.lower().endswith(_RECIPE_ENDINGS)
+    data_is_recipe = data is not None and data.lower().endswith(_RECIPE_ENDINGS)
+    if model_is_recipe and data_is_recipe:
+        raise UsageError(
+            "two recipes are given",
+            expected="one recipe, or a model and data",
+            found=f"{model} and {data}",
+            do=f"strop train {model}",
+        )
+    if model_is_recipe:
+        return model, None, data
+    if data_is_recipe:
+        return data, model, None
+    return None, model, data

@@ -4,6 +4,8 @@ On a terminal: one bar at the bottom (loss, learned tokens per second, memory, s
 come, held-out losses, sample answers, checkpoints and notes. Without a terminal: plain lines; of the steps the first,
 the last and at most one every two seconds, of everything else every one.
 
+    plan  1.21 GB of memory (budget 8 GB), about 5 min 8 s, 2.4 s a step
+          cpu, float32, 2 threads; everything kept
     training ━━━━━━━╸━━━━━━━━━━━  48/120  loss 0.8312  412 learned tok/s  1.4 GB  2 min 10 s left
 
 The listener only shows. It reads events, which the loop writes to events.jsonl whether anybody listens or not.
@@ -53,6 +55,8 @@ class TerminalListener:
         self._show: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "progress": self._on_progress,
             "start": self._on_start,
+            "dry_run": self._on_dry_run,
+            "replan": self._on_replan,
             "step": self._on_step,
             "watch": self._on_watch,
             "answer": self._on_answer,
@@ -100,14 +104,34 @@ class TerminalListener:
     def _on_start(self, event: Mapping[str, Any]) -> None:
         self._steps, self._first_step = int(event["steps"]), int(event.get("step", 0))
         self._started = self._clock()
+        forecast = event.get("forecast") or {}
+        if forecast:
+            self._take_down()
+            for line in plan_lines(event):
+                self._line(line, "dim")
         if not self._console.is_terminal:
             again = f" from step {self._first_step}" if self._first_step else ""
             self._line(f"training {self._steps} steps{again}")
             return
         self._take_down()
         self._bar = _bar(self._console)
-        self._task = self._bar.add_task("training", total=self._steps, completed=self._first_step, status="")
+        about = f"about {format_duration(forecast['seconds'])}" if forecast.get("seconds") else ""
+        self._task = self._bar.add_task("training", total=self._steps, completed=self._first_step, status=about)
         self._bar.start()
+
+    def _on_dry_run(self, event: Mapping[str, Any]) -> None:
+        self._started = self._clock()  # the time left is reckoned from the steps alone
+        tokens = f"{int(event['tokens']):,} tokens"
+        taken = f"{format_duration(event['seconds'])}, {format_size(event['memory_bytes'])} in use"
+        self._line(f"step {event['step']}  tried the largest pack, {tokens}: {taken}", "dim")
+
+    def _on_replan(self, event: Mapping[str, Any]) -> None:
+        from strop.run.levers import savings
+
+        self._line(f"step {event['step']}  memory fell short: {event['reason']}", "bold yellow")
+        peak = (event.get("forecast") or {}).get("peak_bytes")
+        words = f"{format_size(peak)}, {savings(event['plan'])}" if peak else savings(event["plan"])
+        self._line(f"  going on under a leaner plan: {words}", "yellow")
 
     def _on_step(self, event: Mapping[str, Any]) -> None:
         step = int(event["step"])
@@ -137,6 +161,8 @@ class TerminalListener:
         return "  ".join(parts)
 
     def _on_watch(self, event: Mapping[str, Any]) -> None:
+        if event["step"] == self._first_step:
+            self._started = self._clock()
         loss = event.get("held_out_loss")
         if loss is None:
             return
@@ -191,6 +217,26 @@ class TerminalListener:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def plan_lines(event: Mapping[str, Any]) -> list[str]:
+    """What a start event says of the plan, in two lines, and a third where it says why.
+
+    Args:
+        event: with ``plan``, ``forecast``, and, where there are such, ``budget_bytes`` and ``reason``.
+    """
+    from strop.run.figures import size
+    from strop.run.levers import in_words, savings
+
+    forecast, plan = event["forecast"], event.get("plan") or {}
+    budget = f" (budget {size(event['budget_bytes'])})" if event.get("budget_bytes") else ""
+    cost = f"plan  {size(forecast['peak_bytes'])} of memory{budget}, about {format_duration(forecast['seconds'])}"
+    processor = dict(in_words(plan)).get("processor", "")
+    lines = [f"{cost}, {format_duration(forecast['step_seconds'])} a step"]
+    lines.append("      " + "; ".join(part for part in (processor, savings(plan)) if part))
+    if event.get("reason"):
+        lines.append(f"      why: {event['reason']}")
+    return lines
 
 
 def _bar(console: Console, transient: bool = False) -> Progress:

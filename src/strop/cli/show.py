@@ -63,14 +63,48 @@ def show_facts(title: str, facts: Mapping[str, Any], console: Console) -> None:
 
 
 def show_run(summary: Mapping[str, Any], console: Console) -> None:
-    """Print where a run's results are and how to talk to its model.
+    """Print the forecast beside the fact, where a run's results are, and how to talk to its model.
 
     Args:
         summary: what training gives back; ``run`` is the run's folder.
         console: where to print.
     """
+    if summary.get("forecast"):
+        show_outcome(summary, console)
     run = Path(summary["run"])
     show_facts("", {"run": run, "report": run / "report.html", "talk to it": f"strop chat {run}"}, console)
+
+
+def show_outcome(summary: Mapping[str, Any], console: Console) -> None:
+    """Print what the run was said to cost beside what it cost.
+
+    Args:
+        summary: with its ``forecast``; measures that either side lacks are left out.
+        console: where to print.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from strop.run.outcome import Facts, compare
+
+    facts = Facts(
+        summary["peak_bytes"],
+        summary["steps"],
+        summary["seconds"],
+        summary["watch_seconds"],
+        summary["state"] == "finished",
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("", "forecast", "fact", "difference"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = compare(summary["forecast"], facts)
+    for row in rows:
+        difference = row.difference.replace("\u2212", "-") if console.options.ascii_only else row.difference
+        cells = (row.name, row.written(row.forecast), row.written(row.fact), difference)
+        table.add_row(*(Text(cell, style) for cell, style in zip(cells, ("dim", "", "bold", "dim"), strict=True)))
+    if rows:
+        console.print(table)
+        console.print()
 
 
 def recipe_flags(width: int) -> str:

@@ -18,6 +18,8 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     overlong, split   what happens to samples that are too long; which samples are held out
     order       randomness without a state: the samples of step k follow from the seed and k
     packing     samples to packs, never split and never padded
+    prefixes    beginnings that samples share, computed once a pack
+    cache       encoded samples, kept between commands
     preview     what is learned, for the eye
     problems    the arithmetic problems of the demo
 

@@ -1,6 +1,7 @@
 """A whole data set, from its file to the samples that are learned and those that are held out.
 
     read ─▶ rows ─▶ conversations ─▶ tokens ─▶ fit max_tokens ─▶ hold out ─▶ Dataset
+                                  └─ or kept from last time ─┘
 
 Nothing is dropped in silence: every record that is read ends as a learned sample, a held-out sample or a refusal with
 its reason and place, and the three sum to what was read. Nothing starts that could not end well: a data set in which
@@ -13,10 +14,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from strop.data.cache import cache_key, read_samples, write_samples
 from strop.data.conversations import find_shape, read_conversation
 from strop.data.overlong import Overlong, fit
 from strop.data.records import Conversation, Example, Record, Refusal
@@ -25,6 +28,9 @@ from strop.data.split import choose_rows, content_key, held_out_count, hold_out
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded, encode_conversations
 from strop.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Progress = Callable[[int, int], None]
 """Called with the records done so far and all there are to do."""
@@ -90,6 +96,11 @@ class Dataset:
     held_out_refused: list[Refusal]
     fingerprint: str
 
+    @property
+    def lengths_S(self) -> npt.NDArray[np.int64]:
+        """Tokens of each learned sample [S], in the order of ``learned``."""
+        return np.array([len(example) for example in self.learned], np.int64)
+
 
 def prepare(
     settings: DataSettings,
@@ -98,6 +109,7 @@ def prepare(
     seed: int,
     context_tokens: int | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> Dataset:
     """Read, encode and split a data set.
 
@@ -109,6 +121,7 @@ def prepare(
         seed: the recipe's seed; it decides which rows are used and which samples are held out.
         context_tokens: the model's context, the longest sample where the settings name none; None for no limit.
         progress: called now and then while encoding.
+        cache: a folder to keep encoded samples in, and to take them from (`strop.data.cache`); None to encode anew.
 
     Raises:
         DataError: the data cannot be read, or nothing in it can be learned.
@@ -119,7 +132,7 @@ def prepare(
     records = list(read_records(settings.train))
     rows = choose_rows(records, settings.rows, seed)
     other = list(read_records(settings.eval)) if isinstance(settings.eval, str) else []
-    builder = _Builder(settings, tokenizer, longest, progress, total=len(rows) + len(other))
+    builder = _Builder(settings, tokenizer, longest, progress, len(rows) + len(other), cache)
     outcomes = builder.build([(number, records[number]) for number in rows])
     held_out_refused: list[Refusal] = []
     if isinstance(settings.eval, str):
@@ -154,42 +167,70 @@ class _Builder:
     """Records to samples, batch by batch; counts what is done over all the sources of a data set."""
 
     def __init__(
-        self, settings: DataSettings, tokenizer: Tokenizer, longest: int | None, progress: Progress | None, total: int
+        self,
+        settings: DataSettings,
+        tokenizer: Tokenizer,
+        longest: int | None,
+        progress: Progress | None,
+        total: int,
+        cache: Path | None,
     ) -> None:
         self.settings, self.tokenizer, self.longest = settings, tokenizer, longest
         self.progress, self.done, self.total = progress, 0, total
+        self.cache = cache
 
     def build(self, numbered: Sequence[tuple[int, Record]]) -> list[Example | Refusal]:
         """Encode one source's records, given with their ids: a sample or a refusal for each, in order."""
         shape = find_shape([record for _, record in numbered], self.settings.map)
+        readings = [read_conversation(record, shape, self.settings.system) for _, record in numbered]
+        conversations = [reading for reading in readings if isinstance(reading, Conversation)]
+        self._report(len(readings) - len(conversations))
+        samples = iter(self._samples(conversations))
         outcomes: list[Example | Refusal] = []
-        for start in range(0, len(numbered), _BATCH):
-            batch = numbered[start : start + _BATCH]
-            readings = [read_conversation(record, shape, self.settings.system) for _, record in batch]
-            conversations = [reading for reading in readings if isinstance(reading, Conversation)]
-            encoded = iter(encode_conversations(self.tokenizer, conversations))
-            for (number, _), reading in zip(batch, readings, strict=True):
-                if isinstance(reading, Refusal):
-                    outcomes.append(reading)
-                else:
-                    outcomes.append(self._finish(number, reading, next(encoded)))
-            self.done += len(batch)
-            if self.progress is not None:
-                self.progress(self.done, self.total)
+        for (number, _), reading in zip(numbered, readings, strict=True):
+            if isinstance(reading, Refusal):
+                outcomes.append(reading)
+                continue
+            sample = next(samples)
+            if isinstance(sample, Encoded):
+                outcomes.append(Example(sample.tokens, sample.learned, number, reading.place, reading))
+            else:
+                outcomes.append(sample)
         return outcomes
 
-    def _finish(self, number: int, conversation: Conversation, encoded: Encoded | TemplateError) -> Example | Refusal:
+    def _samples(self, conversations: Sequence[Conversation]) -> list[Encoded | Refusal]:
+        """Each conversation's tokens or why it has none, kept from last time where they are."""
+        overlong = self.settings.overlong
+        key = cache_key(self.tokenizer, conversations, self.longest, overlong) if self.cache else None
+        samples = read_samples(self.cache, key, conversations) if self.cache and key else None
+        if samples is not None:
+            self._report(len(samples))
+            return samples
+        samples = []
+        for start in range(0, len(conversations), _BATCH):
+            batch = conversations[start : start + _BATCH]
+            samples += map(self._finish, batch, encode_conversations(self.tokenizer, batch))
+            self._report(len(batch))
+        if self.cache and key:
+            write_samples(self.cache, key, samples)
+        return samples
+
+    def _finish(self, conversation: Conversation, encoded: Encoded | TemplateError) -> Encoded | Refusal:
         try:
             if isinstance(encoded, TemplateError):
                 raise encoded
             fitted = fit(self.tokenizer, conversation, encoded, self.longest, self.settings.overlong)
         except TemplateError as error:
             return Refusal(conversation.place, error.what, error.do, error.found)
-        if isinstance(fitted, Refusal):
-            return fitted
-        for array in fitted:
-            array.setflags(write=False)
-        return Example(fitted.tokens, fitted.learned, number, conversation.place, conversation)
+        if isinstance(fitted, Encoded):
+            for array in fitted:
+                array.setflags(write=False)
+        return fitted
+
+    def _report(self, done: int) -> None:
+        self.done += done
+        if self.progress is not None and done:
+            self.progress(self.done, self.total)
 
 
 def _sort_out(outcomes: Sequence[Example | Refusal]) -> tuple[list[Example], list[Refusal]]:

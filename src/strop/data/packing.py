@@ -11,18 +11,33 @@ A pack is computed at once; attention is kept within each document by the offset
 at 0 in each. The target of a position is the next token of its document, where that is learned; the last position of
 a document has none. Which pack a document lies in is a matter of the plan and must not change the result.
 
+A pack may hold a beginning that samples have in common once (`strop.data.prefixes`). It is a document of its own, in
+which nothing is learned; behind it lie its samples, each from where it goes on:
+
+    a: S S S 5 [6 7]                                    tokens_T        S    S    S    5    6    7    8    9
+    b: S S S 8 [9]                                      targets_T    -100 -100 -100    6    7 -100    9 -100
+                                                        positions_T     0    1    2    3    4    5    3    4
+                                                        starts_D1       0              3              6         8
+                                                        prefix_of_D    -1              0              0
+
+A position then sees its own document up to itself, and the whole of the document that this one continues. That is
+what it sees without sharing; so what is computed stays the same up to rounding, and 3 of 11 positions are saved. Where
+dropout is on nothing may be shared: its masks belong to samples, and equal beginnings of two samples have unequal ones.
+
 Shape suffixes: T positions of a pack, D documents in it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from strop.data.prefixes import Prefix, shared_prefixes
 from strop.data.records import Example
 
 if TYPE_CHECKING:
@@ -39,9 +54,11 @@ class Pack:
     Args:
         tokens_T: int32, the documents' tokens.
         targets_T: int32, the token to predict at each position, or `NO_TARGET`.
-        positions_T: int32, each position's number in its document.
+        positions_T: int32, each position's number in its sample.
         starts_D1: int32 [D + 1], where each document starts, and T.
-        sample_ids_D: int64, each document's `Example.id`.
+        sample_ids_D: int64, each document's `Example.id`; for a shared beginning that of its first sample.
+        prefix_of_D: int32, the document that each document continues, or -1.
+        read_tokens: tokens of the samples, as many as there would be if nothing were shared.
     """
 
     tokens_T: npt.NDArray[np.int32]
@@ -49,8 +66,11 @@ class Pack:
     positions_T: npt.NDArray[np.int32]
     starts_D1: npt.NDArray[np.int32]
     sample_ids_D: npt.NDArray[np.int64]
+    prefix_of_D: npt.NDArray[np.int32]
+    read_tokens: int
 
     def __len__(self) -> int:
+        """Positions that are computed."""
         return len(self.tokens_T)
 
     @property
@@ -58,44 +78,102 @@ class Pack:
         """Positions that have a target."""
         return int(np.count_nonzero(self.targets_T != NO_TARGET))
 
+    @property
+    def spans(self) -> tuple[tuple[int, int, int, int], ...]:
+        """For each document its start and end, and those of the document that it continues, equal where none is.
 
-def pack(examples: Sequence[Example], pack_tokens: int) -> list[Pack]:
+        A position p of the document sees start … p and the whole of what is continued.
+        """
+        bounds = list(pairwise(self.starts_D1.tolist()))
+        return tuple(
+            (start, end, *(bounds[prefix] if prefix >= 0 else (start, start)))
+            for (start, end), prefix in zip(bounds, self.prefix_of_D.tolist(), strict=True)
+        )
+
+
+def pack(examples: Sequence[Example], pack_tokens: int, share_prefixes: bool = False) -> list[Pack]:
     """Lay samples into packs, best fit decreasing.
 
     The longest document first, each into the pack that it fills best; a pack is opened where it fits in none. A
     document longer than a pack gets one of its own. Ties go to the earlier sample and the earlier pack, so the same
     samples give the same packs. For lengths 5, 3, 4, 2 and packs of 8:  [5 3] [4 2].
 
+    With sharing, a document counts with what it has behind the common beginning, and goes to a pack that holds this
+    beginning if there is room, else with the beginning to another.
+
     Args:
         examples: the samples, of one or more tokens each.
-        pack_tokens: the longest pack, in tokens.
+        pack_tokens: the longest pack, in positions that are computed.
+        share_prefixes: compute common beginnings once a pack. The caller must not share where dropout is on.
 
     Returns:
-        The packs, ordered by their first sample; within each the samples keep their order.
+        The packs, ordered by their first sample; within each the samples keep their order, but for those that share
+        a beginning: they follow the first of them.
     """
+    prefixes = shared_prefixes(examples, pack_tokens) if share_prefixes else []
+    home = {number: index for index, prefix in enumerate(prefixes) for number in prefix.members}
+    packs = _fill([len(example) for example in examples], pack_tokens, prefixes, home)
+    return [_lay(examples, sorted(numbers), prefixes, home) for numbers in sorted(packs, key=min)]
+
+
+def _fill(
+    lengths: Sequence[int], pack_tokens: int, prefixes: Sequence[Prefix], home: Mapping[int, int]
+) -> list[list[int]]:
+    """The samples' numbers of each pack."""
+    rest = [length - (prefixes[home[number]].tokens if number in home else 0) for number, length in enumerate(lengths)]
+    # The longest of those that share a beginning brings it along; so it is placed by its whole length.
+    bringing = {max(prefix.members, key=lambda number: (lengths[number], -number)) for prefix in prefixes}
+    first = [lengths[number] if number in bringing else rest[number] for number in range(len(lengths))]
+    anywhere = len(prefixes)
+    # room[p]: (tokens left, number of the pack), ascending, of the packs that hold prefix p; of all for p = anywhere.
+    room: list[list[tuple[int, int]]] = [[] for _ in range(len(prefixes) + 1)]
     packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, number of the pack), ascending
-    for number in sorted(range(len(examples)), key=lambda number: (-len(examples[number]), number)):
-        length = len(examples[number])
-        best = bisect_left(room, (length, -1))
-        if best < len(room):
-            left, home = room.pop(best)
-            packs[home].append(number)
+    held: list[list[int]] = []  # for each pack the lists in `room` that it is in
+    for number in sorted(range(len(lengths)), key=lambda number: (-first[number], number)):
+        prefix, cost = home.get(number, anywhere), rest[number]
+        fitting = room[prefix]
+        best = bisect_left(fitting, (cost, -1))
+        if best == len(fitting):
+            fitting, cost = room[anywhere], lengths[number]
+            best = bisect_left(fitting, (cost, -1))
+        if best < len(fitting):
+            left, place = fitting[best]
+            for index in held[place]:
+                del room[index][bisect_left(room[index], (left, place))]
         else:
-            left, home = max(pack_tokens, length), len(packs)
-            packs.append([number])
-        insort(room, (left - length, home))
-    return [_lay([examples[number] for number in sorted(numbers)]) for numbers in sorted(packs, key=min)]
+            left, place = max(pack_tokens, cost), len(packs)
+            packs.append([])
+            held.append([anywhere])
+        packs[place].append(number)
+        if prefix not in held[place]:
+            held[place].append(prefix)
+        for index in held[place]:
+            insort(room[index], (left - cost, place))
+    return packs
 
 
-def _lay(documents: Sequence[Example]) -> Pack:
-    lengths = [len(document) for document in documents]
+def _lay(
+    examples: Sequence[Example], numbers: Sequence[int], prefixes: Sequence[Prefix], home: Mapping[int, int]
+) -> Pack:
+    """Lay one pack's samples end to end, a beginning that two or more share before the first of them."""
+    together: dict[int, list[int]] = {}
+    for number in numbers:
+        together.setdefault(home.get(number, ~number), []).append(number)
+    pieces: list[tuple[Example, slice, int]] = []  # with the number of the piece that this one continues
+    for index, members in together.items():
+        shared = prefixes[index].tokens if len(members) > 1 else 0
+        prefix = len(pieces) if shared else -1
+        if shared:
+            pieces.append((examples[members[0]], slice(0, shared), -1))
+        pieces += [(examples[number], slice(shared, len(examples[number])), prefix) for number in members]
     return Pack(
-        tokens_T=np.concatenate([document.tokens for document in documents]),
-        targets_T=np.concatenate([_targets(document) for document in documents]),
-        positions_T=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        starts_D1=np.cumsum([0, *lengths], dtype=np.int32),
-        sample_ids_D=np.array([document.id for document in documents], dtype=np.int64),
+        tokens_T=np.concatenate([example.tokens[rows] for example, rows, _ in pieces]),
+        targets_T=np.concatenate([_targets(example)[rows] for example, rows, _ in pieces]),
+        positions_T=np.concatenate([np.arange(rows.start, rows.stop, dtype=np.int32) for _, rows, _ in pieces]),
+        starts_D1=np.cumsum([0, *(rows.stop - rows.start for _, rows, _ in pieces)], dtype=np.int32),
+        sample_ids_D=np.array([example.id for example, _, _ in pieces], dtype=np.int64),
+        prefix_of_D=np.array([prefix for _, _, prefix in pieces], dtype=np.int32),
+        read_tokens=sum(len(examples[number]) for number in numbers),
     )
 
 

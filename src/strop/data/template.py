@@ -56,7 +56,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str], name: str = "the chat template") -> None:
         self.source = source
         self.name = name
-        self._tokens = dict(tokens)
+        self.tokens = dict(tokens)
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -87,7 +87,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **self._tokens,
+                **self.tokens,
             )
         except _TemplateRefusal as error:
             raise TemplateError(

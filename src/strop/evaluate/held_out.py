@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from strop.data.packing import pack
 from strop.data.records import Example
-from strop.model.batch import make_batch
-from strop.model.decoder import Decoder
+from strop.model.batch import Batch, make_batch
 from strop.model.lora import Adapter
 
 
@@ -22,21 +23,36 @@ class Loss:
     learned_tokens: int
 
 
-@torch.inference_mode()
+class Measure(Protocol):
+    """Computes the summed loss of a pack: an engine, or a decoder as the reference."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def loss(self, batch: Batch, adapter: Adapter | None) -> float | Tensor:
+        """Summed loss of a pack's learned tokens, dropout off."""
+
+
 def held_out_loss(
-    decoder: Decoder, adapter: Adapter | None, examples: Sequence[Example], pack_tokens: int
+    measure: Measure,
+    adapter: Adapter | None,
+    examples: Sequence[Example],
+    pack_tokens: int,
+    share_prefixes: bool = False,
 ) -> Loss | None:
     """The loss of samples, or None where there are none.
 
     Args:
-        decoder: the base.
+        measure: what computes it.
         adapter: the adapter, or None for the base alone.
         examples: the samples.
         pack_tokens: most tokens in a pack.
+        share_prefixes: compute what samples begin with once a pack; an engine can.
     """
     total, learned_tokens = 0.0, 0
-    for part in pack(examples, pack_tokens):
-        batch = make_batch(part, decoder.device)
-        total += decoder.loss(batch, adapter).item()
+    for part in pack(examples, pack_tokens, share_prefixes):
+        with torch.no_grad():
+            total += float(measure.loss(make_batch(part, measure.device), adapter))
         learned_tokens += part.learned_tokens
     return Loss(total / learned_tokens, learned_tokens) if learned_tokens else None

@@ -35,7 +35,8 @@ def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note:
     """
     model = load_tuned(run, note)
     dataset, examples = _examples(model, data)
-    loss = held_out_loss(model.decoder, model.adapter, examples, model.plan.pack_tokens)
+    shared = model.plan.shares_prefixes(0.0)
+    loss = held_out_loss(model.measure(), model.adapter, examples, model.plan.pack_tokens, shared)
     if loss is None:
         raise DataError(f"{data or run} has no samples to measure", do="name a file: strop eval RUN --data FILE")
     counted = answer_and_score(model, examples[:answers], tuned=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,14 @@ from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError
 from strop.evaluate.ask import AnswerText, Question, answer_questions, question_of_text
 from strop.model.decoder import Decoder
+from strop.model.engine import Engine
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, read_adapter
 from strop.model.source import Note, model_folder
-from strop.plan.plan import Plan, default_plan, probe
+from strop.plan.apply import make_engine, use_processor
+from strop.plan.choose import default_plan
+from strop.plan.machine import probe
+from strop.plan.plan import Plan
 from strop.recipe import Recipe, from_yaml
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder, open_run
@@ -40,6 +44,18 @@ class TunedModel:
     decoder: Decoder
     adapter: Adapter
     tokenizer: Tokenizer
+
+    def measure(self) -> Engine:
+        """What computes losses: forward passes alone, which keep nothing, so that memory is that of one layer."""
+        everything = replace(self.plan, recompute_layers=self.decoder.spec.layers, recompute_elementwise=0)
+        work = everything.work(
+            tokens=self.plan.pack_tokens,
+            learned=self.plan.pack_tokens,
+            targets=self.adapter.targets,
+            rank=self.adapter.rank,
+            dropout=0.0,
+        )
+        return make_engine(self.decoder, self.plan, work)
 
     def ask(
         self, questions: Sequence[str], *, tuned: bool = True, max_tokens: int = 256, temperature: float = 0.0
@@ -109,9 +125,9 @@ def load_base(folder: Path) -> tuple[Decoder, Plan]:
     from strop.model.families import read_spec
 
     spec = read_spec(folder)
-    plan = default_plan(spec, 1, probe())
-    torch.set_num_threads(plan.threads)
-    decoder = load_decoder(folder, plan.device, getattr(torch, plan.dtype))
+    plan = default_plan(spec, probe())
+    use_processor(plan)
+    decoder = load_decoder(folder, plan.device, getattr(torch, plan.dtype), head=plan.head, embedding=plan.embedding)
     decoder.loss_chunk = plan.loss_chunk
     decoder.keep_dense(plan.dense_layers)
     return decoder, plan

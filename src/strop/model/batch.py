@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +18,13 @@ class Batch:
 
     Attributes:
         tokens_T: int64 [T].
-        positions_T: int64 [T], each token's place in its document.
+        positions_T: int64 [T], each token's place in its sample.
         sample_ids_T: int64 [T], the sample each token belongs to; names its dropout.
         starts: offsets of the documents and, last, T.
         rows_N: int64 [N], rows whose next token is learned.
         targets_N: int64 [N], that next token.
+        spans: for each document its start and end, and those of the document that it continues, equal where there is
+            none. A row sees its own document up to itself, and the whole of what its document continues.
     """
 
     tokens_T: Tensor
@@ -30,10 +33,14 @@ class Batch:
     starts: tuple[int, ...]
     rows_N: Tensor
     targets_N: Tensor
+    spans: tuple[tuple[int, int, int, int], ...]
 
 
 class PackArrays(Protocol):
-    """Integer arrays of a pack; `strop.data.packing.Pack` is one."""
+    """Integer arrays of a pack; `strop.data.packing.Pack` is one.
+
+    A pack whose documents continue one another has ``spans`` too, as `Batch` has them.
+    """
 
     @property
     def tokens_T(self) -> Any:
@@ -45,7 +52,7 @@ class PackArrays(Protocol):
 
     @property
     def positions_T(self) -> Any:
-        """Place of each token in its document [T]."""
+        """Place of each token in its sample [T]."""
 
     @property
     def starts_D1(self) -> Any:
@@ -61,6 +68,7 @@ def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
     targets = torch.as_tensor(pack.targets_T, dtype=torch.int64)
     rows_N = (targets != IGNORED).nonzero()[:, 0]
     starts = torch.as_tensor(pack.starts_D1, dtype=torch.int64)
+    alone = tuple((start, end, start, start) for start, end in pairwise(starts.tolist()))
     return Batch(
         torch.as_tensor(pack.tokens_T, dtype=torch.int64).to(device),
         torch.as_tensor(pack.positions_T, dtype=torch.int64).to(device),
@@ -68,4 +76,5 @@ def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
         tuple(starts.tolist()),
         rows_N.to(device),
         targets[rows_N].to(device),
+        getattr(pack, "spans", alone),
     )

@@ -4,8 +4,8 @@
                              └ norm ─▶ gate·up (one group) ─▶ swiglu ─▶ down ─▶ + ───────────────────────┘
              ─▶ norm of the learned rows ─▶ head and loss in chunks
 
-Nothing is computed that no gradient needs: in the last layer only learned tokens pass on after attention, and below
-the first adapter nothing requires a gradient, so autograd does not go there.
+This is the reference, differentiated by autograd: plain, and what answers questions. Training runs through
+`strop.model.engine`, which computes the same in memory laid out beforehand and is held to this file by tests.
 
 Shapes: T tokens of the pack, N learned tokens, D hidden, H query heads, K key-value heads, E head size.
 """
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from strop.kernels.attention import attention
 from strop.kernels.cross_entropy import linear_cross_entropy
@@ -28,6 +27,7 @@ from strop.kernels.rms_norm import rms_norm
 from strop.kernels.rope import rope
 from strop.kernels.swiglu import swiglu
 from strop.model.batch import Batch
+from strop.model.head import Embedding, Head
 from strop.model.lora import Adapter
 from strop.model.rotary import inverse_frequencies
 from strop.model.spec import GROUPS, DecoderSpec, module_path
@@ -49,40 +49,47 @@ class Decoder:
 
     Attributes:
         spec: what it is.
-        embedding_VD: token embedding [V, D]; in the compute dtype where the head is tied to it.
-        head_VD: head [V, D] in the compute dtype.
+        embedding: rows by token.
+        head: logits and losses.
         final_norm_D: last norm [D].
         layers: the layers.
         dtype: dtype of activations.
         buffer: memory that weights are dequantised into.
-        recompute: whether a layer's activations are dropped after the forward pass and made again for the backward.
         loss_chunk: learned tokens whose logits exist at one time.
     """
 
     spec: DecoderSpec
-    embedding_VD: Tensor
-    head_VD: Tensor
+    embedding: Embedding
+    head: Head
     final_norm_D: Tensor
     layers: list[Layer]
     dtype: torch.dtype
     buffer: WeightBuffer
-    recompute: bool = False
     loss_chunk: int = 256
     _frequencies_E: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._frequencies_E = inverse_frequencies(self.spec).to(self.embedding_VD.device)
+        self._frequencies_E = inverse_frequencies(self.spec).to(self.device)
 
     @property
     def device(self) -> torch.device:
         """Where the base lies."""
-        return self.embedding_VD.device
+        return self.final_norm_D.device
 
     def keep_dense(self, layers: int) -> None:
-        """Keeps dequantised copies of the first ``layers`` layers: memory for time, the same numbers."""
-        for layer in self.layers[:layers]:
+        """Keeps dequantised copies of the first ``layers`` layers and of no other: memory for time, the same numbers."""
+        for layer in self.layers:
             for group in layer.groups:
-                group.keep_dense(self.dtype)
+                if layer.index < layers:
+                    group.keep_dense(self.dtype)
+                else:
+                    group.dense_OI = None
+
+    def keep_head(self, *, dense: bool) -> None:
+        """Keeps the head in the compute dtype, or as the file has it: the same numbers, twice the memory or once."""
+        self.head.weight_VD = self.head.weight_VD.to(self.dtype if dense else self.head.stored)
+        if self.spec.tied_head:
+            self.embedding.weight_VD = self.head.weight_VD
 
     def loss(self, batch: Batch, adapter: Adapter | None, step_key: int | None = None) -> Tensor:
         """Summed loss of a pack's learned tokens: float32 scalar.
@@ -93,12 +100,12 @@ class Decoder:
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
         """
         hidden_ND = self.hidden(batch, adapter, batch.rows_N, step_key)
-        return linear_cross_entropy(hidden_ND, self.head_VD, batch.targets_N, self.loss_chunk)
+        return linear_cross_entropy(hidden_ND, self.head.weight_VD.to(self.dtype), batch.targets_N, self.loss_chunk)
 
     def logits(self, batch: Batch, adapter: Adapter | None) -> Tensor:
         """Logits of every token: float32 [T, V]. For tests and small inputs: training never builds this."""
         rows_T = torch.arange(len(batch.tokens_T), device=self.device)
-        return (self.hidden(batch, adapter, rows_T) @ self.head_VD.T).float()
+        return (self.hidden(batch, adapter, rows_T) @ self.head.weight_VD.to(self.dtype).T).float()
 
     def hidden(self, batch: Batch, adapter: Adapter | None, rows_N: Tensor, step_key: int | None = None) -> Tensor:
         """Normalised hidden states of chosen rows after the last layer: [N, D]."""
@@ -109,17 +116,12 @@ class Decoder:
             drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
         for layer in self.layers:
             rows = rows_N if layer is self.layers[-1] else None
-            arguments = (layer, x_TD, adapter, cos_TE, sin_TE, batch.starts, drop_keys_T, rows)
-            if self.recompute and torch.is_grad_enabled():
-                # Dropout is a function of the token, so there is no random state to keep for the second pass.
-                x_TD = checkpoint(self._layer, *arguments, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_TD = self._layer(*arguments)
+            x_TD = self._layer(layer, x_TD, adapter, cos_TE, sin_TE, batch.starts, drop_keys_T, rows)
         return rms_norm(x_TD, self.final_norm_D, self.spec.norm_eps)
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """Embeddings of tokens [T, D]; no gradient goes further down."""
-        return self.embedding_VD[tokens_T].to(self.dtype)
+        return self.embedding.rows(tokens_T).to(self.dtype)
 
     def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary embedding [T, E/2], float32."""

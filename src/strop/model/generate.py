@@ -198,4 +198,4 @@ def _extend(decoder: Decoder, adapter: Adapter | None, tokens_B: Tensor, lengths
 
 def _head(decoder: Decoder, x_BD: Tensor) -> Tensor:
     hidden_BD = rms_norm(x_BD, decoder.final_norm_D, decoder.spec.norm_eps)
-    return (hidden_BD @ decoder.head_VD.T).float()
+    return decoder.head.logits(hidden_BD).float()

@@ -16,6 +16,7 @@ from strop.kernels import nf4
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
 from strop.model.decoder import Decoder, Layer
 from strop.model.families import read_spec
+from strop.model.head import Embedding, Head
 from strop.model.spec import GROUPS, DecoderSpec, module_path
 from strop.model.weights import EMBEDDING, FINAL_NORM, HEAD, WeightReader
 
@@ -27,14 +28,19 @@ def load_decoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    *,
+    head: str = "dense",
+    embedding: str = "memory",
 ) -> Decoder:
     """Loads the model of a folder as a frozen NF4 base.
 
     Args:
         folder: config.json and safetensors, of a supported family.
         device: where the base lies.
-        dtype: dtype of activations, embedding and head.
+        dtype: dtype of activations.
         progress: called with (layers done, layers).
+        head: "dense" keeps the head in ``dtype``, "stored" as the file has it; the same numbers.
+        embedding: "memory", or "file" to read its rows when they are needed; a tied one is the head.
 
     Raises:
         ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
@@ -48,18 +54,23 @@ def load_decoder(
     def read(name: str) -> Tensor:
         return _finite(reader.read(name), name, folder)
 
-    embedding_VD = read(EMBEDDING).to(device=device)
+    head_VD = read(EMBEDDING if spec.tied_head else HEAD)
+    stored = head_VD.dtype
+    # float32 in the file is never stored in less; bfloat16 of a 16-bit file is what the products take.
+    head_VD = head_VD.to(device=device, dtype=dtype if head == "dense" or head_VD.itemsize > 2 else None)
     if spec.tied_head:
-        embedding_VD = head_VD = embedding_VD.to(dtype)
+        rows = Embedding(head_VD)
+    elif embedding == "file":
+        rows = Embedding(None, lambda tokens_U: reader.read_rows(EMBEDDING, tokens_U))
     else:
-        head_VD = read(HEAD).to(device=device, dtype=dtype)
+        rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
     for index in range(spec.layers):
         layers.append(_load_layer(index, spec, read, device, buffer))
         if progress:
             progress(index + 1, spec.layers)
     final_norm_D = read(FINAL_NORM).to(device=device, dtype=torch.float32)
-    return Decoder(spec, embedding_VD, head_VD, final_norm_D, layers, dtype, buffer)
+    return Decoder(spec, rows, Head(head_VD, dtype, stored), final_norm_D, layers, dtype, buffer)
 
 
 def _load_layer(

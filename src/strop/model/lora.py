@@ -58,6 +58,15 @@ class Adapter:
         """Number of trained parameters."""
         return sum(matrix.numel() for matrix in self.parameters())
 
+    def zero_gradients(self) -> list[Tensor]:
+        """The gradients of all matrices, at zero; their memory is made once."""
+        for matrix in self.parameters():
+            if matrix.grad is None:
+                matrix.grad = torch.zeros_like(matrix)
+            else:
+                matrix.grad.zero_()
+        return [matrix.grad for matrix in self.parameters() if matrix.grad is not None]
+
     def named(self) -> dict[str, Tensor]:
         """The matrices under the names that PEFT gives them on disk."""
         return {

@@ -20,6 +20,7 @@ from strop.errors import ModelError
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -72,6 +73,39 @@ class WeightReader:
         """
         import torch
 
+        entry, dtype = self._entries[name], self._dtype(name)
+        buffer = bytearray(entry.end - entry.start)
+        with entry.file.open("rb") as file:
+            file.seek(entry.start)
+            file.readinto(buffer)
+        return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+
+    def read_rows(self, name: str, rows_U: Tensor) -> Tensor:
+        """Some rows of a matrix [U, columns], in the dtype of the file; each is a read of its own.
+
+        Args:
+            name: a matrix.
+            rows_U: int64 [U], the rows' numbers.
+        """
+        import torch
+
+        entry, dtype = self._entries[name], self._dtype(name)
+        row_bytes = entry.shape[1] * dtype.itemsize
+        buffer = bytearray(len(rows_U) * row_bytes)
+        view = memoryview(buffer)
+        with entry.file.open("rb", buffering=0) as file:
+            for place, row in enumerate(rows_U.tolist()):
+                file.seek(entry.start + row * row_bytes)
+                file.readinto(view[place * row_bytes : (place + 1) * row_bytes])
+        return torch.frombuffer(buffer, dtype=dtype).view(len(rows_U), entry.shape[1])
+
+    def item_bytes(self, name: str) -> int:
+        """Bytes of a number of a tensor, as the file has it."""
+        return self._dtype(name).itemsize
+
+    def _dtype(self, name: str) -> torch.dtype:
+        import torch
+
         entry = self._entries[name]
         dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(entry.dtype)
         if dtype is None:
@@ -81,11 +115,7 @@ class WeightReader:
                 found=entry.dtype,
                 do="use the original, unquantised model",
             )
-        buffer = bytearray(entry.end - entry.start)
-        with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            file.readinto(buffer)
-        return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+        return dtype
 
     def sha256(self, progress: Callable[[int], None] | None = None) -> str:
         """One hash over all weight files, in the order of their names."""

@@ -1,24 +1,32 @@
-"""What a plan holds, and the plan that is taken when nobody names a budget.
+"""What a plan holds: the levers that decide memory and time, and never the result.
 
-The default is a rule, not a search: the device that is there, packs that are long enough to keep it busy, activations
-kept where the estimate below says that they fit into half of the free memory, and dequantised copies of the base for as
-many layers as fit into a quarter of it. Every lever can be set by hand (`--plan.pack_tokens 4096`).
+`strop.plan.choose` searches for the fastest plan inside a budget. Every lever can be set by hand
+(`--plan.pack_tokens 4096`); the search then takes it as given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import UsageError
-from strop.model.spec import DecoderSpec
 
-_DTYPES = ("float32", "bfloat16")
-_RECOMPUTE = ("none", "layer")
+if TYPE_CHECKING:
+    from strop.model.workspace import Work
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("float32", "bfloat16"),
+    "head": ("dense", "stored"),
+    "embedding": ("memory", "file"),
+    "prefixes": ("shared", "repeated"),
+    "matmul": ("openblas", "torch"),
+}
+"""The levers that are words, and their words."""
 
 # Lowest and highest value of whole numbers: those that differ from 1 … 2^31 − 1.
-_RANGES = {"dense_layers": (0, 2**31 - 1), "threads": (1, 1024)}
+_RANGES = dict.fromkeys(("recompute_layers", "recompute_elementwise", "dense_layers"), (0, 2**31 - 1))
+_RANGES["threads"] = (1, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,90 +37,92 @@ class Plan:
         device: "cpu", "cuda" or "cuda:N".
         dtype: dtype of activations and products: "float32" or "bfloat16".
         pack_tokens: most tokens in a pack; a longer document has a pack of its own.
-        recompute: "none" keeps activations for the backward pass; "layer" keeps each layer's input alone.
+        recompute_layers: layers, from the bottom, that keep their input alone and are computed a second time.
+        recompute_elementwise: layers above those whose norms and gated products are made a second time.
         dense_layers: layers that keep a dequantised copy of their weights.
+        head: "dense" keeps the head in the compute dtype; "stored" as the model's file has it, widened in blocks.
+        embedding: "memory", or "file" where its rows are read when they are needed (a tied one is the head).
         loss_chunk: learned tokens whose logits exist at one time.
+        prefixes: "shared" computes what the samples of a pack begin with once, where no dropout tells them apart.
+        matmul: the library of a CPU's float32 products: "openblas" or "torch".
         threads: threads of a CPU.
     """
 
     device: str
     dtype: str
     pack_tokens: int
-    recompute: str
+    recompute_layers: int
+    recompute_elementwise: int
     dense_layers: int
+    head: str
+    embedding: str
     loss_chunk: int
+    prefixes: str
+    matmul: str
     threads: int
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plan.json holds it."""
         return asdict(self)
 
+    def shares_prefixes(self, dropout: float) -> bool:
+        """Whether packs share prefixes: a dropout mask belongs to a sample, so that with dropout no two are alike."""
+        return self.prefixes == "shared" and dropout == 0
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the default plan looks at."""
+    def work(self, *, tokens: int, learned: int, targets: Sequence[str], rank: int, dropout: float) -> Work:
+        """What the engine lays its memory out for.
 
-    device: str
-    free_bytes: int
-    cores: int
+        Args:
+            tokens: tokens of the largest pack.
+            learned: learned tokens of the pack that has most of them.
+            targets: the adapter's projections.
+            rank: the adapter's rank.
+            dropout: the adapter's dropout.
+        """
+        import torch
 
+        from strop.model.workspace import Work
 
-def probe() -> Machine:
-    """The device that is there, its free memory and the physical cores of the CPU."""
-    import psutil
-    import torch
-
-    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else cores
-    if torch.cuda.is_available():
-        return Machine("cuda", torch.cuda.mem_get_info()[0], min(cores, usable))
-    return Machine("cpu", psutil.virtual_memory().available, min(cores, usable))
-
-
-def activation_bytes(spec: DecoderSpec, tokens: int, itemsize: int) -> int:
-    """Bytes that one layer keeps for its backward pass without recompute.
-
-    Per token: both norms' inputs and results (4 D), q, k, v and their rotated copies, attention's result and its input
-    to the output projection, gate and up, and their product.
-    """
-    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    numbers = 4 * spec.hidden + 2 * (queries + keys) + keys + 2 * queries + 3 * spec.intermediate
-    return tokens * numbers * itemsize
+        return Work(
+            tokens=tokens,
+            learned=max(learned, 1),
+            whole_layers=self.recompute_layers,
+            elementwise_layers=self.recompute_elementwise,
+            loss_chunk=self.loss_chunk,
+            targets=tuple(targets),
+            rank=rank,
+            dropout=dropout > 0,
+            dense_head=self.head == "dense",
+            dtype=getattr(torch, self.dtype),
+        )
 
 
-def default_plan(spec: DecoderSpec, longest: int, machine: Machine, overrides: Mapping[str, str] | None = None) -> Plan:
-    """The plan for a machine, with levers set by hand on top.
-
-    Args:
-        spec: the model.
-        longest: tokens of the longest sample.
-        machine: from `probe`.
-        overrides: lever → value as text.
-
-    Raises:
-        UsageError: an unknown lever, a value it cannot have, or a device that is not there.
-    """
-    device = check_device((overrides or {}).get("device", machine.device))
-    cuda = device.startswith("cuda")
-    dtype, itemsize = ("bfloat16", 2) if cuda else ("float32", 4)
-    pack_tokens = max(8192 if cuda else 2048, longest)
-    kept = spec.layers * activation_bytes(spec, pack_tokens, itemsize)
-    layer_bytes = spec.linear_weights // spec.layers * itemsize
-    plan = Plan(
-        device=device,
-        dtype=dtype,
-        pack_tokens=pack_tokens,
-        recompute="none" if kept < machine.free_bytes // 2 else "layer",
-        dense_layers=min(spec.layers, machine.free_bytes // 4 // layer_bytes),
-        loss_chunk=1024 if cuda else 256,
-        threads=machine.cores,
-    )
-    return _override(plan, overrides or {})
+LEVERS = {item.name: item.type == "int" for item in fields(Plan)}
+"""Every lever, and whether it is a whole number."""
 
 
 def plan_from_dict(values: Mapping[str, Any]) -> Plan:
     """The plan that plan.json holds."""
-    return Plan(**{item.name: values[item.name] for item in fields(Plan)})
+    return Plan(**{name: values[name] for name in LEVERS})
+
+
+def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:
+    """Levers set by hand, from text.
+
+    Raises:
+        UsageError: an unknown lever, a value it cannot have, or a device that is not there.
+    """
+    levers: dict[str, str | int] = {}
+    for name, text in overrides.items():
+        if name not in LEVERS:
+            raise UsageError(
+                f"--plan.{name} is no lever of the plan",
+                expected="one of " + ", ".join(LEVERS),
+                found=name,
+                do="for example --plan.pack_tokens 4096",
+            )
+        levers[name] = check_device(str(text)) if name == "device" else _value(name, str(text), LEVERS[name])
+    return levers
 
 
 def check_device(name: str) -> str:
@@ -137,28 +147,13 @@ def check_device(name: str) -> str:
     return name
 
 
-def _override(plan: Plan, overrides: Mapping[str, str]) -> Plan:
-    known = {item.name: item.type for item in fields(Plan)}
-    values = plan.as_dict()
-    for name, text in overrides.items():
-        if name not in known:
-            raise UsageError(
-                f"--plan.{name} is no lever of the plan",
-                expected="one of " + ", ".join(known),
-                found=name,
-                do="for example --plan.pack_tokens 4096",
-            )
-        values[name] = _value(name, str(text), known[name] == "int")
-    return plan_from_dict(values)
-
-
 def _value(name: str, text: str, whole: bool) -> str | int:
-    allowed = {"dtype": _DTYPES, "recompute": _RECOMPUTE}.get(name)
+    allowed = CHOICES.get(name)
     lowest, highest = _RANGES.get(name, (1, 2**31 - 1))
     fits = text.isdecimal() and lowest <= int(text) <= highest
-    valid = text in allowed if allowed else fits if whole else bool(text)
+    valid = text in allowed if allowed else fits
     if not valid:
-        wanted = " or ".join(allowed) if allowed else f"a whole number, {lowest} to {highest}" if whole else "a device"
+        wanted = " or ".join(allowed) if allowed else f"a whole number, {lowest} to {highest}"
         raise UsageError(
             f"--plan.{name} cannot be {text!r}", expected=wanted, found=text, do=f"give --plan.{name} {wanted}"
         )

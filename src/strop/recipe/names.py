@@ -94,7 +94,8 @@ OTHER_NAMES: Final[dict[str, str]] = {
 """Names that other fine-tuning tools use, and the field that means the same here."""
 
 _BY_PLAN: Final = (
-    "memory and speed are planned, not written into a recipe; levers are flags, such as --plan.recompute layer"
+    "memory and speed are planned, not written into a recipe: give --memory 8GB, or set a lever of the plan, such as "
+    "--plan.recompute_layers 30"
 )
 
 ELSEWHERE: Final[dict[str, str]] = {
@@ -110,6 +111,8 @@ ELSEWHERE: Final[dict[str, str]] = {
             "attn_implementation",
             "per_device_eval_batch_size",
             "device_map",
+            "memory",
+            "max_memory",
             "deepspeed",
             "ddp_timeout",
         ),

@@ -5,6 +5,7 @@
 The elements are built as a tree and written by the XML library, so every text is escaped and every chart is
 well-formed. Every mark carries a <title>: the exact value shows when the pointer rests on it. The classes that the
 style sheet has to know: `grid`, `axis`, `tick`, `label`, `line`, `faint`, `dots`, `bar`, `hit`, and the curve's own.
+Charts of other kinds are drawn with the same canvas, frame and axes (`strop.run.front`).
 """
 
 from __future__ import annotations
@@ -147,12 +148,12 @@ def line_chart(
         first, last = first - 1, last + 1
     value_ticks = ticks(low, high, about)
     step_ticks = [tick for tick in ticks(first, last, about + 1) if first <= tick <= last and tick == int(tick)]
-    frame = _Frame((first, last), (value_ticks[0], value_ticks[-1]), width, height)
-    svg = _canvas(label, width, height)
-    _draw_axes(svg, frame, [(tick, whole(tick)) for tick in step_ticks], value_ticks, "step")
+    frame = Frame((first, last), (value_ticks[0], value_ticks[-1]), width, height)
+    svg = canvas(label, width, height)
+    draw_axes(svg, frame, [(tick, whole(tick)) for tick in step_ticks], value_ticks, "step")
     for curve in curves:
         _draw_curve(svg, frame, curve)
-    return _written(svg)
+    return written_out(svg)
 
 
 def bar_chart(
@@ -173,12 +174,12 @@ def bar_chart(
     """
     value_ticks = ticks(0.0, max(*counts, 1.0))
     edge_ticks = [tick for tick in ticks(edges[0], edges[-1]) if edges[0] <= tick <= edges[-1]]
-    frame = _Frame((edges[0], edges[-1]), (0.0, value_ticks[-1]), width, height)
-    svg = _canvas(label, width, height)
-    _draw_axes(svg, frame, [(tick, _tick_text(tick, edge_ticks)) for tick in edge_ticks], value_ticks, axis)
+    frame = Frame((edges[0], edges[-1]), (0.0, value_ticks[-1]), width, height)
+    svg = canvas(label, width, height)
+    draw_axes(svg, frame, [(tick, tick_text(tick, edge_ticks)) for tick in edge_ticks], value_ticks, axis)
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         top = frame.y(count)
-        bar = _add(
+        bar = add(
             svg,
             "rect",
             "bar",
@@ -187,61 +188,79 @@ def bar_chart(
             width=max(0.5, frame.x(right) - frame.x(left) - 1),
             height=max(0.0, frame.y(0) - top),
         )
-        _title(bar, f"{significant(left)} to {significant(right)}: {whole(count)}")
-    return _written(svg)
+        add_title(bar, f"{significant(left)} to {significant(right)}: {whole(count)}")
+    return written_out(svg)
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Where values lie in the drawing."""
+class Frame:
+    """Where values lie in the drawing.
 
-    steps: tuple[float, float]
-    values: tuple[float, float]
+    Attributes:
+        across: lowest and highest value of the axis below.
+        up: lowest and highest value of the axis at the left.
+        width: of the drawing.
+        height: of the drawing.
+    """
+
+    across: tuple[float, float]
+    up: tuple[float, float]
     width: int
     height: int
 
-    def x(self, step: float) -> float:
-        share = (step - self.steps[0]) / (self.steps[1] - self.steps[0])
+    def x(self, value: float) -> float:
+        """Where a value of the axis below lies."""
+        share = (value - self.across[0]) / (self.across[1] - self.across[0])
         return _MARGIN_LEFT + share * (self.width - _MARGIN_LEFT - _MARGIN_RIGHT)
 
     def y(self, value: float) -> float:
-        share = (value - self.values[0]) / (self.values[1] - self.values[0])
+        """Where a value of the axis at the left lies."""
+        share = (value - self.up[0]) / (self.up[1] - self.up[0])
         return self.height - _MARGIN_BOTTOM - share * (self.height - _MARGIN_TOP - _MARGIN_BOTTOM)
 
 
-def _draw_axes(
+def draw_axes(
     svg: ElementTree.Element,
-    frame: _Frame,
+    frame: Frame,
     across: Sequence[tuple[float, str]],
     up: Sequence[float],
     axis: str,
 ) -> None:
+    """Draws a grid with its numbers.
+
+    Args:
+        svg: the drawing.
+        frame: its measures.
+        across: (value, text) of the ticks below.
+        up: values of the ticks at the left.
+        axis: what the axis below measures.
+    """
     left, right, bottom = _MARGIN_LEFT, frame.width - _MARGIN_RIGHT, frame.height - _MARGIN_BOTTOM
     for value in up:
         y = frame.y(value)
-        _add(svg, "line", "grid" if value != up[0] else "axis", x1=left, x2=right, y1=y, y2=y)
-        _text(svg, _tick_text(value, up), "tick value", left - 8, y + 4)
+        add(svg, "line", "grid" if value != up[0] else "axis", x1=left, x2=right, y1=y, y2=y)
+        add_text(svg, tick_text(value, up), "tick value", left - 8, y + 4)
     for step, text in across:
         x = frame.x(step)
-        _add(svg, "line", "axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
-        _text(svg, text, "tick", x, bottom + 19)
-    _text(svg, axis, "label", (left + right) / 2, frame.height - 6)
+        add(svg, "line", "axis", x1=x, x2=x, y1=bottom, y2=bottom + 4)
+        add_text(svg, text, "tick", x, bottom + 19)
+    add_text(svg, axis, "label", (left + right) / 2, frame.height - 6)
 
 
-def _draw_curve(svg: ElementTree.Element, frame: _Frame, curve: Curve) -> None:
-    group = _add(svg, "g", f"{curve.form} {curve.name}")
+def _draw_curve(svg: ElementTree.Element, frame: Frame, curve: Curve) -> None:
+    group = add(svg, "g", f"{curve.form} {curve.name}")
     places = [(frame.x(mark.step), frame.y(mark.value)) for mark in curve.marks]
     if len(places) > 1:
-        _add(group, "polyline", "", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places))
+        add(group, "polyline", "", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places))
     if curve.form == "line" and len(places) > 1:
         return  # the faint curve below it is the one to point at
     for (x, y), mark in zip(places, curve.marks, strict=True):
         if curve.form == "dots" or len(places) == 1:
-            _add(group, "circle", "dot", cx=x, cy=y, r=3.5)
-        _title(_add(group, "circle", "hit", cx=x, cy=y, r=_HIT_RADIUS), mark.text)
+            add(group, "circle", "dot", cx=x, cy=y, r=3.5)
+        add_title(add(group, "circle", "hit", cx=x, cy=y, r=_HIT_RADIUS), mark.text)
 
 
-def _tick_text(value: float, all_ticks: Sequence[float]) -> str:
+def tick_text(value: float, all_ticks: Sequence[float]) -> str:
     """Writes a tick with as many decimals as tell it from the next one, and thousands as k, M or G."""
     largest = max(abs(tick) for tick in all_ticks)
     divisor, suffix = next(((10.0**e, s) for e, s in ((9, "G"), (6, "M"), (4, "k")) if largest >= 10.0**e), (1.0, ""))
@@ -252,24 +271,29 @@ def _tick_text(value: float, all_ticks: Sequence[float]) -> str:
     return f"{value / divisor:.{min(decimals, 9)}f}{suffix if value else ''}"
 
 
-def _canvas(label: str, width: int, height: int) -> ElementTree.Element:
+def canvas(label: str, width: int, height: int) -> ElementTree.Element:
+    """An empty drawing; `label` is for those who cannot see it."""
     return ElementTree.Element(
         "svg", {"viewBox": f"0 0 {width} {height}", "class": "chart", "role": "img", "aria-label": label}
     )
 
 
-def _add(parent: ElementTree.Element, tag: str, name: str, **attributes: float | str) -> ElementTree.Element:
+def add(parent: ElementTree.Element, tag: str, name: str, **attributes: float | str) -> ElementTree.Element:
+    """Adds an element of class `name` ("" for none)."""
     written = {key: value if isinstance(value, str) else f"{value:.1f}" for key, value in attributes.items()}
     return ElementTree.SubElement(parent, tag, {"class": name, **written} if name else written)
 
 
-def _text(parent: ElementTree.Element, text: str, name: str, x: float, y: float) -> None:
-    _add(parent, "text", name, x=x, y=y).text = text
+def add_text(parent: ElementTree.Element, text: str, name: str, x: float, y: float) -> None:
+    """Adds a text at a place."""
+    add(parent, "text", name, x=x, y=y).text = text
 
 
-def _title(parent: ElementTree.Element, text: str) -> None:
+def add_title(parent: ElementTree.Element, text: str) -> None:
+    """Adds what the pointer shows when it rests on an element."""
     ElementTree.SubElement(parent, "title").text = text
 
 
-def _written(svg: ElementTree.Element) -> str:
+def written_out(svg: ElementTree.Element) -> str:
+    """The drawing as text."""
     return ElementTree.tostring(svg, encoding="unicode", short_empty_elements=False)

@@ -10,7 +10,6 @@ text is escaped by the template engine. Numbers are rounded for the eye; each ca
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,23 +18,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from strop.run import report_sections as sections
 from strop.run.charts import Curve, line_chart, smoothed, thinned
 from strop.run.figures import byte_unit, change, duration, power_unit, significant, size, whole
+from strop.run.page import Chart, Value, render, write_page
 from strop.run.report_files import Course, RunFiles, mapping, number, read_run
+from strop.run.report_plan import plan_section
 
+_TEMPLATE = Path(__file__).with_name("report_template.html.jinja")
 _FEWEST_TO_SMOOTH = 40  # below, the window of `smoothed` holds next to nothing
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number as it is shown, and exactly."""
-
-    shown: str
-    exact: str
 
 
 @dataclass(frozen=True)
@@ -48,17 +41,6 @@ class Tile:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its heading; the narrow drawing is for telephones, where the wide one would be too small."""
-
-    title: str
-    unit: str
-    wide: Markup
-    narrow: Markup | None = None
-    legend: list[tuple[str, str]] = field(default_factory=list)
-
-
 def write_report(run_folder: Path) -> Path:
     """Writes ``report.html`` into a run folder, and returns its path.
 
@@ -69,26 +51,9 @@ def write_report(run_folder: Path) -> Path:
         InputError: the folder is no run folder.
         OSError: the page cannot be written there.
     """
-    page = _template().render(_view(read_run(run_folder))).encode("utf-8", errors="xmlcharrefreplace")
     target = run_folder / "report.html"
-    # Renamed into place: a page that somebody has open is never half there, and a link is replaced, not followed.
-    beside = run_folder / f".report-{os.getpid()}.html"
-    beside.unlink(missing_ok=True)
-    with beside.open("xb") as file:
-        file.write(page)
-    beside.replace(target)
+    write_page(target, render(_TEMPLATE, _view(read_run(run_folder))))
     return target
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report_template.html.jinja")
 
 
 def _view(run: RunFiles) -> dict[str, Any]:
@@ -113,7 +78,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
         "lengths": Chart("Lengths", "number of samples", Markup(wide), Markup(narrow)) if wide and narrow else None,
         "refusals": sections.refusals(run.refused),
         "recipe": sections.recipe_lines(run.recipe),
-        "plan": sections.facts(run.plan),
+        "plan": plan_section(run),
         "manifest": sections.facts(run.manifest),
     }
 

@@ -35,6 +35,8 @@ class Course:
         state: the kind of the last start, stop or end event; "" where there is none.
         end: the end event, or nothing.
         last_step: the last step that any event names.
+        forecast: what the first start event said that the run would cost, or nothing.
+        replans: the events of leaner plans that took over where memory fell short.
     """
 
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -43,6 +45,8 @@ class Course:
     state: str = ""
     end: dict[str, Any] = field(default_factory=dict)
     last_step: int = 0
+    forecast: dict[str, Any] = field(default_factory=dict)
+    replans: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, event: dict[str, Any]) -> bool:
         """Takes the next event in; returns whether it was understood."""
@@ -53,6 +57,8 @@ class Course:
             (self.steps if kind == "step" else self.watches)[int(step)] = event
         elif kind == "start":
             self._start(event, int(step or 0))
+        elif kind == "replan":
+            self.replans.append(event)
         elif kind in ("stop", "end"):
             self.state = kind
             self.end = event if kind == "end" else {}
@@ -63,6 +69,7 @@ class Course:
     def _start(self, event: dict[str, Any], step: int) -> None:
         """A run that starts again at a checkpoint goes over the later steps anew."""
         self.state, self.end = "start", {}
+        self.forecast = self.forecast or mapping(event.get("forecast"))
         planned = number(event.get("steps"))
         self.planned = int(planned) if planned is not None else self.planned
         self.steps = {key: value for key, value in self.steps.items() if key <= step}

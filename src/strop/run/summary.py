@@ -13,26 +13,31 @@ def summarize(run: RunFolder) -> dict[str, Any]:
 
     Returns:
         run, adapter (None before the end), state ("finished", "stopped" or "unfinished"), steps done, learned_tokens,
-        tokens_per_s (all tokens over the seconds of steps), peak_bytes, seconds, held_out_loss {before, after}.
+        tokens_per_s (all tokens over the seconds of steps), peak_bytes, seconds (of the steps), watch_seconds,
+        held_out_loss {before, after}, forecast (as it was before the first step; None in runs that had none).
     """
     steps = watches = 0
     learned_tokens = tokens = 0
-    seconds, peak = 0.0, 0
+    seconds, watch_seconds, peak = 0.0, 0.0, 0
+    forecast: dict[str, Any] | None = None
     losses: dict[str, float | None] = {"before": None, "after": None}
     state, total = "unfinished", 0
     for event in run.lines(run.events):
         kind = event.get("kind")
         if kind == "start":
             total, state = event.get("steps", 0), "unfinished"
+            forecast = forecast or event.get("forecast")
         elif kind == "step":
             steps = event["step"]
             learned_tokens += event["learned_tokens"]
             tokens += event["tokens"]
             seconds += event["seconds"]
             peak = max(peak, event["memory_bytes"])
-        elif kind == "watch" and event.get("held_out_loss") is not None:
-            losses["before" if watches == 0 else "after"] = event["held_out_loss"]
-            watches += 1
+        elif kind == "watch":
+            watch_seconds += event.get("seconds", 0.0)
+            if event.get("held_out_loss") is not None:
+                losses["before" if watches == 0 else "after"] = event["held_out_loss"]
+                watches += 1
         elif kind == "stop":
             state = "stopped"
         elif kind == "end":
@@ -47,7 +52,9 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds if seconds else 0.0,
         "peak_bytes": peak,
         "seconds": seconds,
+        "watch_seconds": watch_seconds,
         "held_out_loss": losses,
+        "forecast": forecast,
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strop.plan.budget import parse_size
 from strop.recipe import Recipe, Resolved
 from strop.run.journal import Listener
 from strop.training.session import resume_run, train_run
@@ -41,6 +42,7 @@ def train(
     recipe: Recipe | Resolved,
     *,
     run: str | Path | None = None,
+    memory: str | int | None = None,
     plan: Mapping[str, str] | None = None,
     listener: Listener | None = None,
 ) -> Run:
@@ -49,6 +51,7 @@ def train(
     Args:
         recipe: what to learn.
         run: the run folder; by default runs/<date>-<model>-<data>.
+        memory: the most memory that the run may use, in bytes or as "8GB"; by default a share of what is free.
         plan: levers of the plan set by hand, such as {"pack_tokens": "4096"}.
         listener: is told every event (`strop.run.journal.Listener`).
 
@@ -60,7 +63,8 @@ def train(
     """
     resolved = recipe if isinstance(recipe, Resolved) else Resolved(recipe, {})
     folder = None if run is None else Path(run)
-    return _run(train_run(resolved, folder=folder, plan_overrides=plan, listener=listener))
+    budget = parse_size(memory, "memory=") if isinstance(memory, str) else memory
+    return _run(train_run(resolved, folder=folder, budget_bytes=budget, plan_overrides=plan, listener=listener))
 
 
 def resume(run: str | Path, *, listener: Listener | None = None) -> Run:

@@ -9,47 +9,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.data.records import Example
-from strop.data.tokenizer import Tokenizer
 from strop.errors import Stopped
-from strop.evaluate.ask import Question
-from strop.model.decoder import Decoder
-from strop.model.lora import Adapter, write_adapter
-from strop.plan.plan import Plan
-from strop.recipe import Recipe
+from strop.model.lora import write_adapter
 from strop.run.checkpoint import sync, write_checkpoint
-from strop.run.folder import RunFolder
-from strop.run.journal import Journal
 from strop.run.summary import summarize
 from strop.training.guards import NotFinite, StopRequest
 from strop.training.meter import memory_bytes, peak_bytes
-from strop.training.optimizer import Optimizer
 from strop.training.schedule import learning_rate, total_steps
-from strop.training.step import accumulate_gradients
+from strop.training.shortage import dry_run, with_enough_memory
+from strop.training.state import Training
+from strop.training.step import StepResult, accumulate_gradients
 from strop.training.watch import watch
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """Everything that the loop works with."""
-
-    run: RunFolder
-    recipe: Recipe
-    plan: Plan
-    decoder: Decoder
-    adapter: Adapter
-    optimizer: Optimizer
-    tokenizer: Tokenizer
-    learned: Sequence[Example]
-    held_out: Sequence[Example]
-    questions: Sequence[Question]
-    journal: Journal
-    base: str
 
 
 def train_loop(training: Training, first_step: int) -> None:
@@ -60,7 +35,17 @@ def train_loop(training: Training, first_step: int) -> None:
     """
     recipe = training.recipe
     steps = total_steps(recipe.train, len(training.learned))
-    training.journal.event("start", first_step, steps=steps, plan=training.plan.as_dict(), resumed=first_step > 0)
+    training.journal.event(
+        "start",
+        first_step,
+        steps=steps,
+        plan=training.plan.as_dict(),
+        forecast=training.forecast.as_dict(),
+        budget_bytes=training.choice.budget_bytes,
+        reason=training.choice.reason,
+        resumed=first_step > 0,
+    )
+    dry_run(training, first_step)
     if first_step == 0:
         _watch(training, 0)
     with StopRequest() as stop:
@@ -86,13 +71,10 @@ def _step(training: Training, step: int, steps: int) -> None:
     began = time.perf_counter()
     section = training.recipe.train
     chosen = step_samples(section.seed, step, len(training.learned), section.samples_per_step)
-    packs = pack([training.learned[index] for index in chosen], training.plan.pack_tokens)
+    samples = [training.learned[index] for index in chosen]
     try:
-        result = accumulate_gradients(
-            training.decoder, training.adapter, packs, seed=section.seed, step=step, clip=section.clip
-        )
+        result = with_enough_memory(training, step, lambda: _gradients(training, samples, step))
     except NotFinite as error:
-        training.optimizer.drop_gradients()
         training.journal.event("stop", step, reason=error.what)
         raise
     rate = learning_rate(section, step, steps)
@@ -110,13 +92,22 @@ def _step(training: Training, step: int, steps: int) -> None:
         seconds=seconds,
         tokens_per_s=result.tokens / seconds,
         learned_tokens_per_s=result.learned_tokens / seconds,
-        memory_bytes=memory_bytes(training.decoder.device),
+        memory_bytes=memory_bytes(training.engine.device),
+    )
+
+
+def _gradients(training: Training, samples: Sequence[Example], step: int) -> StepResult:
+    """The gradients of a step's samples, packed as the plan has it."""
+    section, plan = training.recipe.train, training.plan
+    packs = pack(samples, plan.pack_tokens, plan.shares_prefixes(training.adapter.dropout))
+    return accumulate_gradients(
+        training.engine, training.adapter, packs, seed=section.seed, step=step, clip=section.clip
     )
 
 
 def _watch(training: Training, step: int) -> None:
     watch(
-        training.decoder,
+        training.engine,
         training.adapter,
         training.tokenizer,
         training.held_out,
@@ -124,6 +115,8 @@ def _watch(training: Training, step: int) -> None:
         training.journal,
         step=step,
         pack_tokens=training.plan.pack_tokens,
+        # Looking is without dropout, so that beginnings are equal whatever the recipe says.
+        share_prefixes=training.plan.shares_prefixes(0.0),
         answer_tokens=training.recipe.watch.answer_tokens,
     )
 
@@ -151,8 +144,9 @@ def _finish(training: Training, steps: int) -> None:
         "end",
         steps,
         seconds=summary["seconds"],
-        peak_bytes=peak_bytes(training.decoder.device),
+        peak_bytes=peak_bytes(training.engine.device),
         learned_tokens=summary["learned_tokens"],
         tokens_per_s=summary["tokens_per_s"],
         held_out_loss=summary["held_out_loss"],
+        forecast=training.forecast.as_dict(),
     )

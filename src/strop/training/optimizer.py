@@ -17,47 +17,66 @@ EPSILON = 1e-8
 
 
 class Optimizer:
-    """torch's AdamW with a learning rate a step, and a state that goes to disk without pickle."""
+    """AdamW with a learning rate a step, and a state that goes to disk without pickle.
+
+    The step is torch's own fused operation, called directly: `torch.optim.AdamW` imports torch's compiler on its first
+    step, which took 1.5 s and 130 MB on two Zen 4 cores.
+    """
 
     def __init__(self, adapter: Adapter, weight_decay: float) -> None:
-        self.adapter = adapter
-        self._adam = torch.optim.AdamW(
-            adapter.parameters(), lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=weight_decay, fused=True
-        )
+        self.adapter, self._weight_decay = adapter, weight_decay
+        self._first, self._second = ({name: torch.zeros_like(m) for name, m in _plain(adapter)} for _ in range(2))
+        self._steps = [torch.zeros((), device=matrix.device) for _, matrix in _plain(adapter)]
 
+    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Moves the adapter by its gradients, and drops them."""
-        for group in self._adam.param_groups:
-            group["lr"] = learning_rate
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-
-    def drop_gradients(self) -> None:
-        """Forgets the gradients of a step that is not taken."""
-        self._adam.zero_grad(set_to_none=True)
+        """Moves the adapter by its gradients, whose memory stays for the next step."""
+        matrices = self.adapter.parameters()
+        torch._foreach_add_(self._steps, 1.0)
+        torch._fused_adamw_(
+            matrices,
+            [matrix.grad for matrix in matrices if matrix.grad is not None],
+            list(self._first.values()),
+            list(self._second.values()),
+            [],
+            self._steps,
+            lr=learning_rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            weight_decay=self._weight_decay,
+            eps=EPSILON,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def write(self, folder: Path) -> None:
         """Writes both moments of every matrix."""
         tensors = {}
-        for name, matrix in self.adapter.named().items():
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state = self._adam.state.get(matrix, {}).get(moment, torch.zeros_like(matrix))
-                tensors[f"{name}.{moment}"] = state.detach().cpu().contiguous()
+        for name in self._first:
+            for moment, kept in self._moments():
+                tensors[f"{name}.{moment}"] = kept[name].detach().cpu().contiguous()
         save_file(tensors, folder / STATE_FILE)
 
     def read(self, folder: Path, step: int) -> None:
         """Takes up the moments that ``write`` left after ``step`` steps."""
         tensors = load_file(folder / STATE_FILE)
-        for name, matrix in self.adapter.named().items():
-            state: dict[str, Tensor] = {"step": torch.tensor(float(step), device=matrix.device)}
-            for moment in ("exp_avg", "exp_avg_sq"):
+        for name in self._first:
+            for moment, kept in self._moments():
                 found = tensors.get(f"{name}.{moment}")
-                if found is None or found.shape != matrix.shape:
+                if found is None or found.shape != kept[name].shape:
                     raise InputError(
                         f"{folder / STATE_FILE}: {name}.{moment} does not fit the adapter",
-                        expected=f"shape {list(matrix.shape)}",
+                        expected=f"shape {list(kept[name].shape)}",
                         found="nothing" if found is None else f"shape {list(found.shape)}",
                         do="the recipe of a run may not change between its start and its resumption",
                     )
-                state[moment] = found.to(matrix.device)
-            self._adam.state[matrix] = state
+                kept[name].copy_(found)
+        for count in self._steps:
+            count.fill_(float(step))
+
+    def _moments(self) -> tuple[tuple[str, dict[str, Tensor]], ...]:
+        return ("exp_avg", self._first), ("exp_avg_sq", self._second)
+
+
+def _plain(adapter: Adapter) -> list[tuple[str, Tensor]]:
+    return [(name, matrix.detach()) for name, matrix in adapter.named().items()]

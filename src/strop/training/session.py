@@ -29,16 +29,22 @@ from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
 from strop.model.source import model_folder
 from strop.model.spec import DecoderSpec
+from strop.model.starter import cache_folder
 from strop.model.weights import WeightReader
-from strop.plan.plan import Plan, check_device, default_plan, plan_from_dict, probe
+from strop.plan.apply import make_engine, use_processor
+from strop.plan.choose import choose
+from strop.plan.forecast import Choice
+from strop.plan.plan import Plan, check_device, plan_from_dict, read_levers
 from strop.recipe import Recipe, Resolved, from_yaml
 from strop.run.checkpoint import Checkpoint, newest_checkpoint
 from strop.run.folder import RunFolder, create_run, open_run, write_text
 from strop.run.journal import Journal, Listener
 from strop.run.report import write_report
 from strop.run.summary import summarize
-from strop.training.loop import Training, train_loop
+from strop.training.loop import train_loop
 from strop.training.optimizer import Optimizer
+from strop.training.schedule import total_steps
+from strop.training.state import Training, record, work_of
 from strop.training.watch import choose_questions
 
 # Samples whose tokens the report shows in colour.
@@ -49,6 +55,7 @@ def train_run(
     resolved: Resolved,
     *,
     folder: Path | None = None,
+    budget_bytes: int | None = None,
     plan_overrides: Mapping[str, str] | None = None,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def train_run(
     Args:
         resolved: the recipe with its sources.
         folder: the run folder; by default runs/<date>-<model>-<data>.
+        budget_bytes: the most memory that the run may use; by default a share of what is free.
         plan_overrides: levers of the plan set by hand.
         listener: is told every event.
 
@@ -66,17 +74,44 @@ def train_run(
     Raises:
         UsageError: recipe, plan or run folder.
         InputError: model, template or data.
+        BudgetError: no plan fits the budget.
         Stopped: the run was stopped and saved.
     """
     folder = folder or _default_folder(resolved.recipe)
     _refuse_existing(folder)
-    inputs = _prepare(_with_whole_paths(resolved), Journal(None, listener))
-    longest = max(len(example.tokens) for example in (*inputs.dataset.learned, *inputs.dataset.held_out))
-    plan = default_plan(inputs.spec, longest, probe(), plan_overrides)
+    levers = read_levers(plan_overrides or {})
+    early = Journal(None, listener)
+    inputs = _prepare(_with_whole_paths(resolved), early)
+    choice = _choose(inputs, budget_bytes, levers, early)
     run = create_run(folder)
     journal = Journal(run, listener)
-    _write_record(run, inputs, plan)
-    return _train(run, inputs, plan, journal, None)
+    _write_record(run, inputs, choice)
+    return _train(run, inputs, choice, journal, None)
+
+
+def plan_run(
+    resolved: Resolved,
+    *,
+    budget_bytes: int | None = None,
+    plan_overrides: Mapping[str, str] | None = None,
+    listener: Listener | None = None,
+) -> Choice:
+    """The plan that `train_run` would take, and what it costs; nothing heavy is loaded and nothing is written.
+
+    Args:
+        resolved: the recipe with its sources.
+        budget_bytes: the most memory that the run may use; by default a share of what is free.
+        plan_overrides: levers of the plan set by hand.
+        listener: is told how far the data has been read.
+
+    Raises:
+        UsageError: recipe or plan.
+        InputError: model, template or data.
+        BudgetError: no plan fits the budget.
+    """
+    levers = read_levers(plan_overrides or {})
+    journal = Journal(None, listener)
+    return _choose(_prepare(resolved, journal), budget_bytes, levers, journal)
 
 
 def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
@@ -112,7 +147,9 @@ def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
     for reason in skipped:
         journal.note(f"skipped: {reason}")
     run.cut_logs(checkpoint.step if checkpoint else -1)
-    return _train(run, inputs, plan, journal, checkpoint)
+    said = run.read_json("plan.json").get("forecast", {})
+    budget = said.get("budget_bytes") if said.get("budget_source") == "--memory" else None
+    return _train(run, inputs, _choose(inputs, budget, {}, journal, plan), journal, checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +183,11 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
     dataset = prepare(
-        resolved.recipe.data, tokenizer, seed=recipe.train.seed, progress=journal.progress("reading data")
+        resolved.recipe.data,
+        tokenizer,
+        seed=recipe.train.seed,
+        progress=journal.progress("reading data"),
+        cache=cache_folder() / "samples",
     )
     identity = {
         ("model", "sha256"): reader.sha256(),
@@ -158,10 +199,10 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
 
 
 def _train(
-    run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpoint: Checkpoint | None
+    run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None
 ) -> dict[str, Any]:
     try:
-        train_loop(_load(run, inputs, plan, journal, checkpoint), first_step=checkpoint.step if checkpoint else 0)
+        train_loop(_load(run, inputs, choice, journal, checkpoint), first_step=checkpoint.step if checkpoint else 0)
     except KeyboardInterrupt:
         raise Stopped("stopped before another step was done", do=f"strop resume {run.path}") from None
     finally:
@@ -170,20 +211,44 @@ def _train(
     return summarize(run)
 
 
-def _load(run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpoint: Checkpoint | None) -> Training:
+def _choose(
+    inputs: _Inputs,
+    budget_bytes: int | None,
+    levers: Mapping[str, str | int],
+    journal: Journal,
+    plan: Plan | None = None,
+) -> Choice:
+    """The fastest plan that fits, or what goes with the plan that a run began with."""
+    journal.note("timing this machine, planning")
+    steps = total_steps(inputs.recipe.train, len(inputs.dataset.learned))
+    return choose(
+        inputs.spec,
+        WeightReader(inputs.folder).item_bytes,
+        inputs.dataset,
+        inputs.recipe,
+        steps=steps,
+        budget_bytes=budget_bytes,
+        levers=levers,
+        plan=plan,
+    )
+
+
+def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None) -> Training:
     """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
-    recipe = inputs.recipe
-    torch.set_num_threads(plan.threads)
+    recipe, plan = inputs.recipe, choice.forecast.plan
+    use_processor(plan)
     if plan.device.startswith("cuda"):
         # Attention's backward pass and scatters may sum in any order on a GPU unless they are told not to.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set through a property
     decoder = load_decoder(
-        inputs.folder, plan.device, getattr(torch, plan.dtype), progress=journal.progress("loading the base in NF4")
+        inputs.folder,
+        plan.device,
+        getattr(torch, plan.dtype),
+        progress=journal.progress("loading the base in NF4"),
+        head=plan.head,
+        embedding=plan.embedding,
     )
-    decoder.recompute = plan.recompute == "layer"
-    decoder.loss_chunk = plan.loss_chunk
-    decoder.keep_dense(plan.dense_layers)
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
@@ -193,8 +258,9 @@ def _load(run: RunFolder, inputs: _Inputs, plan: Plan, journal: Journal, checkpo
     return Training(
         run=run,
         recipe=recipe,
-        plan=plan,
-        decoder=decoder,
+        choice=choice,
+        forecast=choice.forecast,
+        engine=make_engine(decoder, plan, work_of(choice, plan, adapter)),
         adapter=adapter,
         optimizer=optimizer,
         tokenizer=inputs.tokenizer,
@@ -219,11 +285,11 @@ def _new_adapter(inputs: _Inputs, device: torch.device) -> Adapter:
     )
 
 
-def _write_record(run: RunFolder, inputs: _Inputs, plan: Plan) -> None:
+def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
     """Writes everything that is known before the first step."""
     dataset, spec, recipe = inputs.dataset, inputs.spec, inputs.recipe
     write_text(run.recipe, inputs.resolved.to_yaml())
-    run.write_json("plan.json", plan.as_dict())
+    run.write_json("plan.json", record(choice, choice.forecast))
     shown = dataset.learned[:_SHOWN_SAMPLES]
     run.write_json(
         "data.json",
@@ -270,7 +336,7 @@ def _write_record(run: RunFolder, inputs: _Inputs, plan: Plan) -> None:
                 "held_out_refused": len(dataset.held_out_refused),
             },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-            "device": _device_facts(plan),
+            "device": _device_facts(choice.forecast.plan),
         },
     )
 

@@ -17,7 +17,7 @@ import torch
 from strop.data.packing import Pack
 from strop.kernels.random import key
 from strop.model.batch import make_batch
-from strop.model.decoder import Decoder
+from strop.model.engine import Engine
 from strop.model.lora import Adapter
 from strop.training.guards import NotFinite
 
@@ -33,13 +33,13 @@ class StepResult:
 
 
 def accumulate_gradients(
-    decoder: Decoder, adapter: Adapter, packs: Sequence[Pack], *, seed: int, step: int, clip: float
+    engine: Engine, adapter: Adapter, packs: Sequence[Pack], *, seed: int, step: int, clip: float
 ) -> StepResult:
     """Leaves the step's gradients in the adapter, clipped to a norm.
 
     Args:
-        decoder: the base.
-        adapter: float32 leaves; their ``grad`` is empty.
+        engine: computes the gradients of a pack.
+        adapter: float32 leaves; what their ``grad`` holds is overwritten.
         packs: all samples of the step.
         seed: the recipe's seed.
         step: the step, from 0; with the seed it names the dropout.
@@ -51,13 +51,11 @@ def accumulate_gradients(
     learned_tokens = sum(pack.learned_tokens for pack in packs)
     loss_sum = 0.0
     step_key = key(seed, "dropout", step)
+    grads = adapter.zero_gradients()
     for pack in packs:
-        loss = decoder.loss(make_batch(pack, decoder.device), adapter, step_key)
-        loss_sum += loss.item()
+        loss_sum += engine.gradients(make_batch(pack, engine.device), adapter, learned_tokens, step_key)
         if not isfinite(loss_sum):
             raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D])
-        (loss / learned_tokens).backward()
-    grads = [matrix.grad for matrix in adapter.parameters() if matrix.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     grad_norm = norm.item()
     if not isfinite(grad_norm):
@@ -66,4 +64,4 @@ def accumulate_gradients(
         raise NotFinite(f"gradient of {first}", [int(sample) for pack in packs for sample in pack.sample_ids_D])
     if clip:
         torch.nn.utils.clip_grads_with_norm_(adapter.parameters(), clip, norm)
-    return StepResult(loss_sum / learned_tokens, grad_norm, learned_tokens, sum(len(pack.tokens_T) for pack in packs))
+    return StepResult(loss_sum / learned_tokens, grad_norm, learned_tokens, sum(pack.read_tokens for pack in packs))

@@ -16,7 +16,7 @@ from strop.evaluate.ask import (
     question_of_text,
 )
 from strop.evaluate.held_out import held_out_loss
-from strop.model.decoder import Decoder
+from strop.model.engine import Engine
 from strop.model.lora import Adapter
 from strop.recipe import Recipe
 from strop.run.journal import Journal
@@ -32,7 +32,7 @@ def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
 
 
 def watch(
-    decoder: Decoder,
+    engine: Engine,
     adapter: Adapter,
     tokenizer: Tokenizer,
     held_out: Sequence[Example],
@@ -41,12 +41,13 @@ def watch(
     *,
     step: int,
     pack_tokens: int,
+    share_prefixes: bool,
     answer_tokens: int,
 ) -> None:
     """Measures the held-out loss and asks the questions; both are functions of the adapter alone."""
     began = time.perf_counter()
-    loss = held_out_loss(decoder, adapter, held_out, pack_tokens)
-    answers = answer_questions(decoder, adapter, tokenizer, questions, answer_tokens)
+    loss = held_out_loss(engine, adapter, held_out, pack_tokens, share_prefixes)
+    answers = answer_questions(engine.decoder, adapter, tokenizer, questions, answer_tokens)
     journal.event(
         "watch",
         step,

@@ -1,0 +1,144 @@
+"""The two ends of the decoder: rows of the embedding at the bottom, the head and the loss at the top.
+
+Both are frozen and never quantised, and both are large: 0.85 GB each in 16 bits for 103,168 tokens of 4,096 numbers.
+Two levers of the plan say where they are. The embedding is in memory, or its rows are read from the model's file as
+they are needed. The head is in memory in the compute dtype, or as the file has it (16 bits), widened block by block: a
+16-bit number is a float32 number, so that neither lever changes a result.
+
+Shapes: T tokens, N learned tokens, D hidden, V vocabulary, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from strop.kernels.blas import product
+from strop.kernels.cross_entropy import softmax_gradient_, token_losses
+from strop.kernels.widen import widen
+
+# Rows that are widened at a time where the caller brings no memory.
+_WIDENED_ROWS = 4096
+
+
+@dataclass(slots=True)
+class Embedding:
+    """Rows by token.
+
+    Attributes:
+        weight_VD: the embedding in memory, in any float dtype; None where rows are read from the file.
+        read_rows: token ids [U] → their rows [U, D], from the file.
+    """
+
+    weight_VD: Tensor | None
+    read_rows: Callable[[Tensor], Tensor] | None = None
+
+    def rows(self, tokens_T: Tensor) -> Tensor:
+        """Rows of tokens [T, D], in the dtype that they are kept in."""
+        if self.weight_VD is not None:
+            return self.weight_VD[tokens_T]
+        assert self.read_rows is not None, "an embedding is in memory or in a file"
+        unique_U, place_T = tokens_T.unique(return_inverse=True)
+        return self.read_rows(unique_U.cpu()).to(tokens_T.device)[place_T]
+
+    def write(self, tokens_T: Tensor, out_TD: Tensor) -> None:
+        """Rows of tokens into given memory [T, D], in its dtype."""
+        if self.weight_VD is not None and self.weight_VD.dtype is out_TD.dtype:
+            torch.index_select(self.weight_VD, 0, tokens_T, out=out_TD)
+        else:
+            out_TD.copy_(self.rows(tokens_T))
+
+
+@dataclass(slots=True)
+class Head:
+    """The head, and the loss of learned tokens in chunks.
+
+    Attributes:
+        weight_VD: [V, D], in the compute dtype or in 16 bits.
+        dtype: the compute dtype.
+        stored: the dtype of the model's file.
+    """
+
+    weight_VD: Tensor
+    dtype: torch.dtype
+    stored: torch.dtype
+
+    @property
+    def dense(self) -> bool:
+        """Whether the weight can be multiplied as it lies."""
+        return self.weight_VD.dtype is self.dtype
+
+    def logits(self, hidden_ND: Tensor, out_NV: Tensor | None = None, rows_BD: Tensor | None = None) -> Tensor:
+        """Logits [N, V].
+
+        Args:
+            hidden_ND: normalised hidden states, in the compute dtype.
+            out_NV: where to write them.
+            rows_BD: memory for a block of widened rows; made where it is not given.
+        """
+        if out_NV is None:
+            out_NV = hidden_ND.new_empty(len(hidden_ND), len(self.weight_VD))
+        for rows, weight_BD in self._blocks(rows_BD):
+            if out_NV.dtype is self.dtype:
+                product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
+            else:
+                out_NV[:, rows] = hidden_ND @ weight_BD.T
+        return out_NV
+
+    def loss(self, hidden_ND: Tensor, targets_N: Tensor, logits_CV: Tensor, rows_BD: Tensor | None = None) -> float:
+        """The summed loss of N learned tokens.
+
+        Args:
+            hidden_ND: normalised hidden states.
+            targets_N: int64 [N], the tokens that come next.
+            logits_CV: memory for a chunk of logits; C is the chunk.
+            rows_BD: memory for a block of widened rows.
+        """
+        total = 0.0
+        for rows in _chunks(len(hidden_ND), len(logits_CV)):
+            chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
+            total += float(token_losses(chunk_CV, targets_N[rows]).sum())
+        return total
+
+    def loss_gradient(
+        self,
+        hidden_ND: Tensor,
+        targets_N: Tensor,
+        logits_CV: Tensor,
+        grad_ND: Tensor,
+        rows_BD: Tensor | None = None,
+    ) -> float:
+        """The summed loss, and its gradient in the hidden states.
+
+        Args:
+            hidden_ND: normalised hidden states.
+            targets_N: int64 [N], the tokens that come next.
+            logits_CV: memory for a chunk of logits, which becomes their gradient in place; C is the chunk.
+            grad_ND: the gradient is written here.
+            rows_BD: memory for a block of widened rows.
+        """
+        total = 0.0
+        for rows in _chunks(len(hidden_ND), len(logits_CV)):
+            chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
+            total += float(softmax_gradient_(chunk_CV, targets_N[rows]))
+            slope_CV = chunk_CV.to(self.dtype)
+            for number, (columns, weight_BD) in enumerate(self._blocks(rows_BD)):
+                product(slope_CV[:, columns], weight_BD, grad_ND[rows], add=number > 0)
+        return total
+
+    def _blocks(self, rows_BD: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in the compute dtype in blocks of rows, each with its place; one is valid until the next."""
+        if self.dense:
+            yield slice(0, len(self.weight_VD)), self.weight_VD
+            return
+        if rows_BD is None:
+            rows_BD = self.weight_VD.new_empty(_WIDENED_ROWS, self.weight_VD.shape[1], dtype=self.dtype)
+        for rows in _chunks(len(self.weight_VD), len(rows_BD)):
+            yield rows, widen(self.weight_VD[rows], rows_BD[: rows.stop - rows.start])
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,0 +1,125 @@
+"""What recipe, data and model files ask for, whatever the plan: the facts that forecasts are made from.
+
+spec, recipe, Dataset, the files' dtypes ──read_job──▶ Job
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from strop.data.examples import Dataset
+from strop.data.records import Example
+from strop.model.lora import parse_targets
+from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.model.weights import EMBEDDING, HEAD
+from strop.recipe import Recipe
+
+# Questions that are asked at each look where the recipe names none, and a guess at how many letters make a token.
+_QUESTIONS = 3
+_LETTERS_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What a run asks for.
+
+    Attributes:
+        spec: the model.
+        targets: projections that have adapters.
+        rank: rank of the adapters.
+        dropout: the adapters' dropout.
+        steps: optimiser steps.
+        samples_per_step: samples of a step.
+        seed: the recipe's seed.
+        looks: how often held-out losses and sample answers are taken.
+        prompts: tokens of each question that is asked.
+        answer_tokens: most tokens of an answer.
+        head_item: bytes of a number of the head, as the file has it.
+        embedding_item: the same of the embedding.
+        weight_item: the same of the other weights.
+        learned: the samples to learn.
+        held_out: the samples held out.
+    """
+
+    spec: DecoderSpec
+    targets: tuple[str, ...]
+    rank: int
+    dropout: float
+    steps: int
+    samples_per_step: int
+    seed: int
+    looks: int
+    prompts: tuple[int, ...]
+    answer_tokens: int
+    head_item: int
+    embedding_item: int
+    weight_item: int
+    learned: Sequence[Example]
+    held_out: Sequence[Example]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the adapter."""
+        shapes = [self.spec.projection_shape(name) for name in self.targets]
+        return self.spec.layers * self.rank * sum(outputs + inputs for outputs, inputs in shapes)
+
+    @property
+    def data_bytes(self) -> int:
+        """The samples' tokens, and what is learned of them."""
+        return sum(one.tokens.nbytes + one.learned.nbytes for one in (*self.learned, *self.held_out))
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of weights that are read from the model's files."""
+        ends = self.spec.vocabulary * self.spec.hidden
+        both = ends * self.head_item + (0 if self.spec.tied_head else ends * self.embedding_item)
+        return self.spec.linear_weights * self.weight_item + both
+
+
+def read_job(
+    spec: DecoderSpec, item_bytes: Callable[[str], int], dataset: Dataset, recipe: Recipe, *, steps: int
+) -> Job:
+    """The facts of a run.
+
+    Args:
+        spec: the model.
+        item_bytes: bytes of a number of a tensor in the model's files (`WeightReader.item_bytes`).
+        dataset: what is learned and held out.
+        recipe: the recipe.
+        steps: optimiser steps of the run.
+    """
+    every, asked = recipe.watch.every, dataset.held_out or dataset.learned
+    count = min(_QUESTIONS, len(asked))
+    prompts = [_prompt_tokens(asked[index * len(asked) // count]) for index in range(count)]
+    if recipe.watch.ask:
+        template = min((_prompt_tokens(example) for example in asked[:256]), default=0)
+        prompts = [template + len(text) // _LETTERS_PER_TOKEN for text in recipe.watch.ask]
+    return Job(
+        spec=spec,
+        targets=parse_targets(recipe.adapter.targets),
+        rank=recipe.adapter.rank,
+        dropout=recipe.adapter.dropout,
+        steps=steps,
+        samples_per_step=recipe.train.samples_per_step,
+        seed=recipe.train.seed,
+        looks=1 + steps // every + (steps % every > 0),
+        prompts=tuple(prompts),
+        answer_tokens=recipe.watch.answer_tokens,
+        head_item=item_bytes(EMBEDDING if spec.tied_head else HEAD),
+        embedding_item=item_bytes(EMBEDDING),
+        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in PROJECTIONS),
+        learned=dataset.learned,
+        held_out=dataset.held_out,
+    )
+
+
+def _prompt_tokens(example: Example) -> int:
+    """Tokens before the answer that is asked for: up to the last stretch that is learned."""
+    learned = np.flatnonzero(example.learned)
+    if not len(learned):
+        return len(example)
+    breaks = np.flatnonzero(np.diff(learned) > 1)
+    return int(learned[breaks[-1] + 1] if len(breaks) else learned[0])

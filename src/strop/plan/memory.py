@@ -1,0 +1,178 @@
+"""The memory that a run needs under a plan, by component: the sum of what is really allocated.
+
+A step's own memory is `strop.model.workspace.layout`, the list that the engine allocates by. The base, its copies, the
+adapters and the samples have exact sizes as well. What the process held before the plan was made, and what matrix
+libraries took while they were timed, is measured (`strop.plan.machine`).
+
+    peak = max(while loading, while training) = the sum of all components; the component "loading" is what loading
+           needs beyond training, which is hardly ever anything
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from strop.kernels import nf4
+from strop.kernels.qlora_linear import BLOCK_WEIGHTS
+from strop.model.generate import CACHE_BYTES
+from strop.model.spec import GROUPS, PROJECTIONS, DecoderSpec
+from strop.model.workspace import Slot, Work, layout
+from strop.plan.job import Job
+from strop.plan.machine import Machine, block_rows
+from strop.plan.plan import Plan
+from strop.plan.workload import Workload
+
+COMPONENTS = (
+    "runtime",
+    "base in NF4",
+    "head",
+    "embedding",
+    "dequantised copies",
+    "weight buffer",
+    "adapters and optimiser",
+    "saved activations",
+    "working memory",
+    "loss chunk",
+    "attention and product buffers",
+    "sample answers",
+    "data",
+    "loading",
+)
+"""The components, in the order that they are shown in."""
+
+# Rows of a stored head that are widened at a time while answering (`strop.model.head`).
+_ANSWER_ROWS = 4096
+# A parameter, its gradient and AdamW's two moments, float32.
+_ADAPTER_BYTES = 16
+
+
+def plan_work(job: Job, plan: Plan, workload: Workload) -> Work:
+    """What the engine lays its memory out for under a plan."""
+    return plan.work(
+        tokens=workload.largest_pack,
+        learned=workload.most_learned,
+        targets=job.targets,
+        rank=job.rank,
+        dropout=job.dropout,
+    )
+
+
+def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) -> dict[str, int]:
+    """Bytes by component, in the order of `COMPONENTS`.
+
+    Args:
+        job: what is asked for.
+        plan: how it is computed.
+        workload: the packs under this plan.
+        machine: what is held already.
+    """
+    spec = job.spec
+    work = plan_work(job, plan, workload)
+    item = work.dtype.itemsize
+    dense = min(plan.dense_layers, spec.layers)
+    bytes_of = dict.fromkeys(COMPONENTS, 0)
+    for slot in layout(spec, work).values():
+        bytes_of[slot.component] += slot.bytes
+    bytes_of["runtime"] = max(machine.process_bytes - job.data_bytes, 0)
+    bytes_of["data"] = job.data_bytes
+    bytes_of["base in NF4"] = base_bytes(spec, job.weight_item)
+    bytes_of["head"] = spec.vocabulary * spec.hidden * head_item(job, plan)
+    bytes_of["embedding"] = _embedding(job, plan, work)
+    bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
+    bytes_of["weight buffer"] = 0 if dense == spec.layers else buffer_weights(spec) * item
+    bytes_of["adapters and optimiser"] = job.parameters * _ADAPTER_BYTES
+    if item != 4:
+        # The logits' gradient goes into the product in the compute dtype.
+        bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
+    bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
+    bytes_of["sample answers"] = answer_bytes(job, plan)
+    bytes_of["loading"] = max(loading_peak(job, bytes_of) - sum(bytes_of.values()), 0)
+    return bytes_of
+
+
+def loading_peak(job: Job, components: Mapping[str, int]) -> int:
+    """The most that is held while the base is loaded.
+
+    The head comes first, in the file's dtype beside its copy; the layers' weights one by one, when all else is there.
+    """
+    spec = job.spec
+    before = components["runtime"] + components["data"] + components["head"]
+    largest = max(rows * columns for rows, columns in map(spec.projection_shape, PROJECTIONS)) * job.weight_item
+    head = spec.vocabulary * spec.hidden * job.head_item
+    return before + max(head, components["base in NF4"] + components["embedding"] + largest)
+
+
+def plan_item(plan: Plan) -> int:
+    """Bytes of a number in the plan's dtype."""
+    return int(getattr(torch, plan.dtype).itemsize)
+
+
+def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
+    """The frozen layers: NF4 with its scales, norms and biases."""
+    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, PROJECTIONS))
+    layer += sum(spec.projection_shape(name)[0] * weight_item for name in PROJECTIONS if spec.has_bias(name))
+    return spec.layers * layer + (2 * spec.layers + 1) * spec.hidden * 4
+
+
+def nf4_bytes(weights: int) -> int:
+    """A tensor in NF4: codes, scales of blocks, scales of these, and their offset."""
+    blocks = -(-weights // nf4.BLOCK)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // nf4.NESTED_BLOCK) + 4
+
+
+def buffer_weights(spec: DecoderSpec) -> int:
+    """Weights that are dequantised at one time."""
+    sizes = []
+    for names in GROUPS:
+        shapes = [spec.projection_shape(name) for name in names]
+        rows, inputs = sum(outputs for outputs, _ in shapes), shapes[0][1]
+        if rows * inputs > BLOCK_WEIGHTS:
+            rows = min(block_rows(inputs), max(outputs for outputs, _ in shapes))
+        sizes.append(rows * inputs)
+    return max(sizes)
+
+
+def head_item(job: Job, plan: Plan) -> int:
+    """Bytes of a number of the head in memory."""
+    item = plan_item(plan)
+    return item if plan.head == "dense" or job.head_item > 2 else job.head_item
+
+
+def answer_bytes(job: Job, plan: Plan) -> int:
+    """What sample answers take while they are made: cached keys and values, the prompts' pass, logits."""
+    if not job.prompts or not job.answer_tokens:
+        return 0
+    spec, item = job.spec, plan_item(plan)
+    token = 2 * spec.layers * spec.kv_heads * spec.head_size * item
+    rooms = [prompt + job.answer_tokens for prompt in job.prompts]
+    at_once = max(1, min(len(rooms), CACHE_BYTES // (max(rooms) * token)))
+    cache = at_once * max(rooms) * token
+    # An answer that ends is taken out by copying what the others have: the keys first, then the values.
+    copied = cache // 2 * (at_once - 1) // at_once
+    queries = spec.heads * spec.head_size
+    widest = max(
+        3 * spec.hidden + 4 * spec.intermediate, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size
+    )
+    prompts = sum(sorted(job.prompts)[-at_once:]) * widest * item
+    logits = at_once * spec.vocabulary * 4
+    head = 0 if head_item(job, plan) == item else _ANSWER_ROWS * spec.hidden * item
+    return cache + max(copied, prompts) + logits + head
+
+
+def _embedding(job: Job, plan: Plan, work: Work) -> int:
+    """The embedding where it is not the head, and its rows on their way into the first layer's input."""
+    spec = job.spec
+    row = spec.hidden * job.embedding_item
+    if spec.tied_head:
+        return 0 if head_item(job, plan) == work.dtype.itemsize else work.tokens * row
+    if plan.embedding == "file":
+        return 2 * work.tokens * row
+    return spec.vocabulary * row + (0 if job.embedding_item == work.dtype.itemsize else work.tokens * row)
+
+
+def _pack_bytes(spec: DecoderSpec, work: Work) -> int:
+    """A pack's tokens, places and samples as 64-bit numbers, and its angles with what they are made from."""
+    angles = Slot("", (3, work.tokens, spec.head_size // 2), torch.float32)
+    return angles.bytes + 8 * (3 * work.tokens + 2 * work.learned)

@@ -1,0 +1,324 @@
+"""Kept samples: what comes back is what was encoded, anything else is encoded anew, and no fault is an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strop.data import cache, examples
+from strop.data.cache import cache_key
+from strop.data.examples import Dataset, prepare
+from strop.data.records import Conversation, Message, Place
+from strop.data.tokenizer import Tokenizer
+from strop.recipe.schema import DataSection
+from tiny_tokenizers import CHATML, write_folder
+
+Prepare = Callable[..., Dataset]
+
+
+@pytest.fixture(autouse=True)
+def keep_small_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LEAST_CHARACTERS", 1)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many conversations each call encodes."""
+    counts: list[int] = []
+    encode = examples.encode_conversations
+
+    def counted(tokenizer: Tokenizer, conversations: list[Conversation]) -> list[Any]:
+        counts.append(len(conversations))
+        return encode(tokenizer, conversations)
+
+    monkeypatch.setattr(examples, "encode_conversations", counted)
+    return counts
+
+
+def write(file: Path, rows: Iterable[object]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(file)
+
+
+ROWS: list[dict[str, Any]] = [
+    *({"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = {2 * n}"} for n in range(9)),
+    {"question": "", "answer": "refused while reading"},
+    {"question": "word " * 80, "answer": "Too long."},
+    {"question": "日本 <|im_end|> \U0001f642", "answer": "Yes."},
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    return write(tmp_path / "rows.jsonl", ROWS)
+
+
+def data(tokenizer: Tokenizer, train: str, folder: Path | None, **section: Any) -> Dataset:
+    section = {"eval": 2, "max_tokens": 120, **section}
+    return prepare(DataSection(train=train, **section), tokenizer, seed=0, cache=folder)
+
+
+def equal(one: Dataset, other: Dataset) -> None:
+    """All fields, and the arrays' kinds."""
+    for field in fields(Dataset):
+        if field.name in ("learned", "held_out"):
+            pairs = list(zip(getattr(one, field.name), getattr(other, field.name), strict=True))
+            for a, b in pairs:
+                assert (a.id, a.place, a.conversation) == (b.id, b.place, b.conversation)
+                for name in ("tokens", "learned"):
+                    assert getattr(a, name).tolist() == getattr(b, name).tolist()
+                    assert getattr(a, name).dtype == getattr(b, name).dtype
+                    assert not getattr(b, name).flags.writeable
+        else:
+            assert getattr(one, field.name) == getattr(other, field.name), field.name
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{cache.SUFFIX}"))
+
+
+@pytest.mark.parametrize("overlong", ["refuse", "cut_prompt", "cut_end"])
+def test_what_is_kept_is_what_was_encoded(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int], overlong: str
+) -> None:
+    other = write(tmp_path / "other.jsonl", [{"question": "new?", "answer": "y"}, {"question": "n", "answer": ""}])
+    for section in ({}, {"eval": other, "system": "Add."}):
+        anew = data(chatml, rows, None, overlong=overlong, **section)
+        first = data(chatml, rows, tmp_path / "kept", overlong=overlong, **section)
+        encoded.clear()
+        again = data(chatml, rows, tmp_path / "kept", overlong=overlong, **section)
+        assert encoded == []
+        equal(anew, first)
+        equal(anew, again)
+    assert len(anew.refused) > 0
+    assert len(kept(tmp_path / "kept")) == 3
+
+
+def test_a_data_set_of_refusals_and_one_of_none(tmp_path: Path, rows: str, chatml: Tokenizer) -> None:
+    for section in ({"max_tokens": 30, "rows": 3}, {"max_tokens": None}):
+        try:
+            first = data(chatml, rows, tmp_path, **section)
+        except examples.DataError as error:
+            with pytest.raises(examples.DataError) as caught:
+                data(chatml, rows, tmp_path, **section)
+            assert caught.value.found == error.found
+        else:
+            equal(first, data(chatml, rows, tmp_path, **section))
+    assert len(kept(tmp_path)) == 2
+
+
+def test_the_same_rows_elsewhere_are_not_encoded_again(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int]
+) -> None:
+    """Places and ids are those of the files that are read, not of those that were."""
+    data(chatml, rows, tmp_path / "kept")
+    moved = tmp_path / "moved.json"
+    moved.write_text(json.dumps([{"question": "", "answer": "refused"}, *ROWS]), "utf-8")
+    encoded.clear()
+    dataset = data(chatml, str(moved), tmp_path / "kept")
+    assert encoded == []
+    equal(data(chatml, str(moved), None), dataset)
+    assert dataset.refused[-1].place == Place(str(moved), item=12)
+
+
+def conversation(*contents: str) -> Conversation:
+    roles = ("user", "assistant") * len(contents)
+    return Conversation(tuple(map(Message, roles, contents)), Place("f"))
+
+
+def changed_tokenizers(folder: Path) -> Iterable[Tokenizer]:
+    """Another template, another name of one, other named tokens, other stop tokens, another vocabulary."""
+    yield Tokenizer.from_folder(write_folder(folder / "a", "chatml", template=CHATML.replace("kind", "good")))
+    yield Tokenizer.from_folder(write_folder(folder / "b", "chatml"))
+    yield Tokenizer.from_folder(write_folder(folder / "b", "chatml", mask_token="<mask>"))
+    (folder / "b" / "config.json").write_text('{"eos_token_id": 0}')
+    yield Tokenizer.from_folder(write_folder(folder / "b", "chatml"))
+    file = folder / "b" / "tokenizer.json"
+    written = json.loads(file.read_text("utf-8"))
+    written["model"]["merges"] = written["model"]["merges"][:-1]
+    file.write_text(json.dumps(written), "utf-8")
+    yield Tokenizer.from_folder(folder / "b")
+
+
+def test_whatever_decides_the_tokens_decides_the_key(
+    tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = [conversation("q", "a"), conversation("r", "b")]
+    keys = [cache_key(chatml, one, 100, "refuse")]
+    keys += [cache_key(chatml, one, *limits) for limits in ((101, "refuse"), (None, "refuse"), (100, "cut_end"))]
+    others = (
+        one[::-1],
+        one[:1],
+        [*one, one[0]],
+        [conversation("q", "a", "r", "b")],
+        [conversation("qa", ""), one[1]],
+        [conversation("q", "a "), one[1]],
+        [conversation("q", "\ud800"), one[1]],
+        [Conversation((Message("system", "q"), *one[0].messages[1:]), Place("f")), one[1]],
+    )
+    keys += [cache_key(chatml, other, 100, "refuse") for other in others]
+    keys += [cache_key(tokenizer, one, 100, "refuse") for tokenizer in changed_tokenizers(tmp_path)]
+    for value in ("tokenizers.__version__", "jinja2.__version__", "sys.version"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"strop.data.cache.{value}", "another")
+            keys.append(cache_key(chatml, one, 100, "refuse"))
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_code", lambda: b"another")
+        keys.append(cache_key(chatml, one, 100, "refuse"))
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+    # Places do not: the file may move.
+    moved = [Conversation(part.messages, Place("g", 3)) for part in one]
+    assert cache_key(chatml, moved, 100, "refuse") == keys[0]
+
+
+def test_a_tokenizer_that_is_read_again_is_the_same(
+    tmp_path: Path, rows: str, folder_of: Callable[[str], Path], encoded: list[int]
+) -> None:
+    for _ in range(3):
+        data(Tokenizer.from_folder(folder_of("chatml")), rows, tmp_path)
+    assert len(encoded) == 1
+
+
+def test_little_text_is_not_kept(chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [conversation("question", "answer")]
+    for least, is_kept in ((14, True), (15, False)):
+        monkeypatch.setattr(cache, "LEAST_CHARACTERS", least)
+        assert (cache_key(chatml, one, 100, "refuse") is not None) == is_kept
+
+
+def test_without_its_source_nothing_is_kept(
+    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "nowhere" / "cache.py"))
+    data(chatml, rows, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:40],
+        lambda content: content[:-1],
+        lambda content: content + b" ",
+        lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: bytes(len(content)),
+    ],
+)
+def test_a_damaged_file_is_encoded_and_written_anew(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int], damage: Callable[[bytes], bytes]
+) -> None:
+    anew = data(chatml, rows, tmp_path)
+    (file,) = kept(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    equal(anew, data(chatml, rows, tmp_path))
+    assert len(encoded) == 2
+    assert file.read_bytes() == whole
+
+
+def test_a_file_under_the_name_of_another_counts_as_none(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int]
+) -> None:
+    data(chatml, rows, tmp_path)
+    (file,) = kept(tmp_path)
+    anew = data(chatml, rows, None, system="Add.")
+    data(chatml, rows, tmp_path, system="Add.")
+    (other,) = set(kept(tmp_path)) - {file}
+    other.write_bytes(file.read_bytes())
+    equal(anew, data(chatml, rows, tmp_path, system="Add."))
+    assert len(encoded) == 4
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_no_error(
+    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew = data(chatml, rows, None)
+    (tmp_path / "file").write_text("in the way")
+    equal(anew, data(chatml, rows, tmp_path / "file" / "kept"))
+    equal(anew, data(chatml, rows, tmp_path / "file"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for function in ("tempfile.mkstemp", "os.utime", "Path.replace", "Path.unlink", "Path.iterdir"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"strop.data.cache.{function}", full)
+            for _ in range(2):
+                equal(anew, data(chatml, rows, tmp_path / function))
+
+
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("strop.data.cache.Path.replace", full)
+    data(chatml, rows, tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_only_so_many_files_and_bytes_are_kept(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not used for longest goes first; other files are nobody's business."""
+    monkeypatch.setattr(cache, "MOST_FILES", 3)
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def use(name: str) -> Path:
+        before = set(kept(tmp_path))
+        data(chatml, rows, tmp_path, system=name)
+        now = time.time()
+        for file in kept(tmp_path):  # a second passes
+            os.utime(file, (now - 9, file.stat().st_mtime - 1))
+        return next(iter(set(kept(tmp_path)) - before), Path())
+
+    one, two, three = (use(name) for name in "123")
+    use("1")
+    four = use("4")
+    assert set(kept(tmp_path)) == {one, three, four}
+    assert two not in kept(tmp_path)
+    encoded.clear()
+    use("1")
+    assert encoded == []
+    monkeypatch.setattr(cache, "MOST_BYTES", 2 * four.stat().st_size + 50)
+    five = use("5")
+    assert set(kept(tmp_path)) == {one, five}
+    monkeypatch.setattr(cache, "MOST_BYTES", 10)
+    use("6")
+    assert set(kept(tmp_path)) == {one, five}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path, rows: str, chatml: Tokenizer) -> None:
+    old, young = tmp_path / ".abc-1.part", tmp_path / ".abc-2.part"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (0, time.time() - 2 * 24 * 60 * 60))
+    data(chatml, rows, tmp_path)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_progress_counts_what_is_kept(tmp_path: Path, rows: str, chatml: Tokenizer) -> None:
+    section = DataSection(train=rows, eval=2, max_tokens=120)
+    for _ in range(2):
+        seen: list[tuple[int, int]] = []
+        prepare(section, chatml, seed=0, cache=tmp_path, progress=lambda *report, seen=seen: seen.append(report))
+        assert seen == [(1, 12), (12, 12)]
+
+
+def test_lengths(rows: str, chatml: Tokenizer) -> None:
+    dataset = data(chatml, rows, None)
+    assert dataset.lengths_S.tolist() == [len(one.tokens) for one in dataset.learned]
+    assert dataset.lengths_S.dtype == np.int64
