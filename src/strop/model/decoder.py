@@ -77,7 +77,7 @@ class Decoder:
         return self.final_norm_D.device
 
     def keep_dense(self, layers: int) -> None:
-        """Keeps dequantised copies of the first ``layers`` layers and of no other: memory for time, the same numbers."""
+        """Keeps dequantised copies of the first ``layers`` layers, and of no other: memory for time."""
         for layer in self.layers:
             for group in layer.groups:
                 if layer.index < layers:

@@ -11,8 +11,8 @@ A layer keeps one of three grades of its forward pass for its backward pass:
     layer         its input alone: the layer is computed a second time, in memory that all such layers share
 
 Shapes: T tokens of the largest pack, N learned tokens of it (the last layer goes on with those alone after attention),
-D hidden, Q = H · E queries, P = Q + 2 K · E queries, keys and values side by side, F intermediate, I the widest input of
-an adapter, S ranks of a group's adapters side by side, C the loss chunk, V vocabulary.
+D hidden, Q = H · E queries, P = Q + 2 K · E queries, keys and values side by side, F intermediate, I the widest input
+of an adapter, S ranks of a group's adapters side by side, C the loss chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Workspace:
             self.layout = layout(spec, work)
 
     def take(self, name: str, rows: int, columns: int | None = None) -> Tensor:
-        """The first ``rows`` rows of a piece, narrower than it was laid out if ``columns`` are named: [rows, columns]."""
+        """The first ``rows`` rows of a piece [rows, columns]; narrower than laid out if ``columns`` are named."""
         width = self.layout[name].shape[1] if columns is None else columns
         return self._memory[name][: rows * width].view(rows, width)
 
