@@ -1,0 +1,291 @@
+"""Forecast against fact: peak memory and time of a step, over recipes, budgets and models of 0.1, 1 and 7 billion.
+
+    python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--json FILE]
+
+Every point is a process of its own. It plans as `strop train` does (probe, forecast, search) for a budget that lies
+somewhere between the leanest and the fastest plan, then loads, computes some steps under that plan, and compares: the
+process's peak resident memory, and the median of its steps (the mean of the only one of a 7B model).
+
+SmolLM2-135M is the real model. The others have the sizes of TinyLlama-1.1B and InternLM-7B and random weights, which
+are made in NF4 directly and never exist in full precision; the head is bfloat16, and an embedding that the plan leaves
+in its file is read from a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """A recipe and a budget.
+
+    Attributes:
+        model: "smollm2", "1b" or "7b".
+        targets: projections that are adapted.
+        rank: rank of the adapters.
+        dropout: their dropout.
+        samples: samples a step.
+        longest: tokens of the longest sample.
+        share: where the budget lies between the leanest plan (0) and the fastest (1); or bytes, where it is above 1.
+        steps: steps that are measured.
+    """
+
+    model: str
+    targets: str
+    rank: int
+    dropout: float
+    samples: int
+    longest: int
+    share: float
+    steps: int
+
+
+POINTS = [
+    *(Point("smollm2", "q_proj,k_proj,v_proj", 8, 0.0, 16, 512, share, 3) for share in (0.0, 0.3, 1.0)),
+    *(Point("smollm2", "all-linear", 16, 0.05, 16, 512, share, 3) for share in (0.0, 0.5, 1.0)),
+    Point("smollm2", "all-linear", 16, 0.0, 8, 2048, 0.5, 3),
+    *(Point("1b", "q_proj,k_proj,v_proj", 8, 0.0, 4, 512, share, 2) for share in (0.0, 1.0)),
+    *(Point("1b", "all-linear", 16, 0.0, 4, 512, share, 2) for share in (0.0, 0.5)),
+    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 8, 512, 6e9, 1),
+    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 2, 512, 1.0, 1),
+]
+
+
+def sizes(model: str) -> Any:
+    """The sizes of a model that is made here."""
+    from strop.model.spec import DecoderSpec, RopeSpec
+
+    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec(), "attention_bias": False, "mlp_bias": False}
+    if model == "1b":
+        shape = {"vocabulary": 32000, "hidden": 2048, "intermediate": 5632, "layers": 22, "heads": 32, "kv_heads": 4}
+    else:
+        shape = {"vocabulary": 103168, "hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32}
+    head_size = shape["hidden"] // shape["heads"]
+    return DecoderSpec(**common, **shape, head_size=head_size, tied_head=False, context=2048)
+
+
+def samples_of(count: int, longest: int, vocabulary: int) -> list[Any]:
+    """Samples with the lengths of MATH solutions: a question, and an answer that is learned."""
+    import numpy as np
+
+    from strop.data.records import Example, Place
+
+    generator = np.random.default_rng(7)
+    lengths = np.clip(np.exp(generator.normal(np.log(242), 0.5, count)), 32, longest).astype(int)
+    samples = []
+    for index, length in enumerate(lengths):
+        learned = np.zeros(length, dtype=bool)
+        learned[length * 2 // 5 :] = True
+        tokens = generator.integers(10, vocabulary, length).astype(np.int32)
+        samples.append(Example(tokens, learned, index, Place("made here")))
+    return samples
+
+
+def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
+    """A decoder with random weights, made in NF4."""
+    import torch
+
+    from strop.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor
+    from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
+    from strop.model.decoder import Decoder, Layer
+    from strop.model.head import Embedding, Head
+    from strop.model.spec import GROUPS
+
+    generator = torch.Generator().manual_seed(3)
+    buffer = WeightBuffer()
+
+    def weight(shape: tuple[int, int]) -> NF4Tensor:
+        count = shape[0] * shape[1]
+        blocks = count // BLOCK
+        return NF4Tensor(
+            torch.randint(0, 256, (count // 2,), dtype=torch.uint8, generator=generator),
+            torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator),
+            torch.full((-(-blocks // NESTED_BLOCK),), 0.01),
+            torch.tensor(0.03),
+            shape,
+        )
+
+    layers = [
+        Layer(
+            index,
+            torch.ones(spec.hidden),
+            torch.ones(spec.hidden),
+            tuple(
+                FrozenGroup([weight(spec.projection_shape(name)) for name in names], None, buffer) for names in GROUPS
+            ),
+        )
+        for index in range(spec.layers)
+    ]
+
+    def half() -> torch.Tensor:
+        matrix = torch.empty(spec.vocabulary, spec.hidden, dtype=torch.bfloat16)
+        for rows in matrix.split(4096):
+            rows.copy_(torch.randn(rows.shape, generator=generator) * 0.02)
+        return matrix
+
+    head = Head(half(), torch.float32, torch.bfloat16)
+    if plan.embedding == "memory":
+        embedding = Embedding(half())
+    else:
+        path = folder / "embedding"
+        with path.open("wb") as file:
+            for _ in range(0, spec.vocabulary, 4096):
+                rows = (torch.randn(4096, spec.hidden, generator=generator) * 0.02).to(torch.bfloat16)
+                file.write(rows.view(torch.uint8).numpy().tobytes())
+
+        def read(tokens_U: torch.Tensor) -> torch.Tensor:
+            size = 2 * spec.hidden
+            with path.open("rb") as file:
+                parts = []
+                for token in tokens_U.tolist():
+                    file.seek(token * size)
+                    parts.append(file.read(size))
+            return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.bfloat16).view(-1, spec.hidden)
+
+        embedding = Embedding(None, read)
+    return Decoder(spec, embedding, head, torch.ones(spec.hidden), layers, torch.float32, buffer)
+
+
+def child(point: Point, wanted: Any, channel: Any) -> None:
+    """One point: plan, load, compute, compare; in a process of its own."""
+    import torch
+
+    from strop.data.order import step_samples
+    from strop.data.packing import pack
+    from strop.model.families import read_spec
+    from strop.model.load import load_decoder
+    from strop.model.lora import make_adapter, parse_targets
+    from strop.model.starter import starter_folder
+    from strop.model.weights import WeightReader
+    from strop.plan.apply import make_engine, use_processor
+    from strop.plan.choose import choose
+    from strop.recipe.schema import Recipe
+    from strop.training.optimizer import Optimizer
+    from strop.training.state import work_of
+    from strop.training.step import accumulate_gradients
+
+    folder = starter_folder() if point.model == "smollm2" else None
+    spec = read_spec(folder) if folder else sizes(point.model)
+    item_bytes = WeightReader(folder).item_bytes if folder else lambda _: 2
+    learned = samples_of(point.samples * point.steps * 2, point.longest, spec.vocabulary)
+    recipe = Recipe(
+        model="made here",
+        data={"train": "made here", "eval": 0.0},
+        adapter={"rank": point.rank, "alpha": 16, "dropout": point.dropout, "targets": point.targets},
+        train={"samples_per_step": point.samples, "steps": point.steps},
+    )
+    dataset = SimpleNamespace(learned=learned, held_out=[])
+    began = time.perf_counter()
+    choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted)
+    planning = time.perf_counter() - began
+    plan, forecast = choice.forecast.plan, choice.forecast
+    use_processor(plan)
+    with tempfile.TemporaryDirectory() as place:
+        if folder:
+            decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
+        else:
+            decoder = random_decoder(spec, plan, Path(place))
+        adapter = make_adapter(
+            spec,
+            rank=point.rank,
+            alpha=16,
+            dropout=point.dropout,
+            targets=parse_targets(point.targets),
+            seed=0,
+        )
+        engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
+        optimizer = Optimizer(adapter, 0.0)
+        seconds = []
+        for step in range(point.steps):
+            began = time.perf_counter()
+            chosen = [learned[index] for index in step_samples(0, step, len(learned), point.samples)]
+            packs = pack(chosen, plan.pack_tokens, plan.shares_prefixes(point.dropout))
+            result = accumulate_gradients(engine, adapter, packs, seed=0, step=step, clip=1.0)
+            optimizer.step(1e-4)
+            seconds.append(time.perf_counter() - began)
+            assert torch.isfinite(torch.tensor(result.loss))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    channel.send(
+        {
+            "plan": plan.as_dict(),
+            "budget_bytes": wanted,
+            "planning_seconds": planning,
+            "forecast_bytes": forecast.peak_bytes,
+            "components": dict(forecast.components),
+            "step_parts": dict(forecast.step_parts),
+            "peak_bytes": peak,
+            "forecast_step_seconds": forecast.step_seconds,
+            "step_seconds": statistics.median(seconds),
+            "front": [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes],
+        }
+    )
+
+
+def run_point(point: Point, wanted: int | None) -> dict[str, Any]:
+    """Runs a point in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(point, wanted, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return dict(ours.recv())
+    except EOFError:
+        raise SystemExit(f"the process of {point} ended with {process.exitcode}") from None
+    finally:
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", default="smollm2,1b,7b", help="models, with commas")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    print("| model | adapters | budget | forecast | measured | off by | step forecast | step measured | off by |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    fronts: dict[tuple[Any, ...], tuple[int, int]] = {}
+    for point in POINTS:
+        if point.model not in arguments.points.split(","):
+            continue
+        key = (point.model, point.targets, point.rank, point.samples, point.longest, point.dropout)
+        wanted = int(point.share) if point.share > 1 else None
+        if wanted is None and point.share < 1:
+            low, high = fronts.get(key, (0, 0))
+            if not high:
+                # The fastest plan is measured on the way: it tells both ends of the curve.
+                low, high = run_point(replace(point, steps=1), None)["front"]
+                fronts[key] = (low, high)
+            wanted = int(low * 1.03 + (high - low) * point.share)
+        measured = run_point(point, wanted)
+        memory = measured["forecast_bytes"] / measured["peak_bytes"] - 1
+        duration = measured["forecast_step_seconds"] / measured["step_seconds"] - 1
+        rows.append({**asdict(point), **measured, "memory_off": memory, "time_off": duration})
+        print(
+            f"| {point.model} | {point.targets} r={point.rank} | {(wanted or 0) / 1e9:.2f} GB |"
+            f" {measured['forecast_bytes'] / 1e9:.2f} GB | {measured['peak_bytes'] / 1e9:.2f} GB | {memory:+.1%} |"
+            f" {measured['forecast_step_seconds']:.2f} s | {measured['step_seconds']:.2f} s | {duration:+.1%} |",
+            flush=True,
+        )
+    if arguments.json:
+        versions = {name: version(name) for name in ("torch", "numpy")}
+        facts = {"date": date.today().isoformat(), "machine": platform.processor() or platform.machine(), **versions}
+        arguments.json.write_text(json.dumps({**facts, "points": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
