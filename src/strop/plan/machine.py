@@ -101,12 +101,15 @@ class Machine:
     def product_seconds(self, library: str, dtype: str, inputs: int, outputs: int, *, forward: bool) -> Line:
         """Seconds of a product with a frozen weight [outputs, inputs], by rows.
 
+        Where the library was not timed in this dtype, because it is not here or does not know it, torch computes.
+
         Raises:
             KeyError: no such product was timed.
         """
         columns = min(outputs, block_rows(inputs))
         k, n = (inputs, columns) if forward else (columns, inputs)
-        timed = (self.matmul or {})[library][dtype]
+        by_library = self.matmul or {}
+        timed = by_library.get(library, {}).get(dtype) or by_library["torch"][dtype]
         points = sorted((s.m, 2.0 * s.m * k * n / rate) for s, rate in timed.items() if s[1:] == (k, n, forward))
         if not points:
             raise KeyError((library, dtype, k, n, forward))

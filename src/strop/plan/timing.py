@@ -3,7 +3,7 @@
     spec ──▶ its products in both directions, by each library ──▶ floating-point operations per second
          ──▶ norms, gated product, rotation, attention, loss, NF4, adapters, optimiser ──▶ seconds a number
 
-Operands are larger than caches and are drawn anew for each operation, as a step finds them.
+Operands are larger than a core's caches, as a step finds them.
 """
 
 from __future__ import annotations
@@ -235,17 +235,16 @@ def _adapter(spec: DecoderSpec, rank: int) -> tuple[float, float]:
 
 
 def _optimise() -> float:
-    parameter = _numbers(1 << 20)
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = torch.full((1 << 20,), 0.5, requires_grad=True)
-        leaf.grad = parameter.clone()
-        adam = torch.optim.AdamW([leaf], fused=True)
+    """A parameter: the norm of its gradient, the scaling, and AdamW as `strop.training.optimizer` calls it."""
+    parameter, grad, first, second = (_numbers(1 << 20) for _ in range(4))
+    steps, rates = [torch.ones(())], {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    as_is = {"amsgrad": False, "maximize": False}
 
-        def move() -> None:
-            torch.nn.utils.clip_grad_norm_([leaf], 1.0)
-            adam.step()
+    def move() -> None:
+        grad.mul_(1.0 / max(1.0, float(torch.linalg.vector_norm(grad))))
+        torch._fused_adamw_([parameter], [grad], [first], [second], [], steps, **rates, **as_is)  # type: ignore[call-overload]
 
-        return _least(move) / parameter.numel()
+    return _least(move) / parameter.numel()
 
 
 def _bandwidth() -> float:
