@@ -134,9 +134,7 @@ def test_a_step_may_hold_samples_twice(monkeypatch):
 def test_pack_lengths_that_are_tried():
     learned = [example(index, tokens, 3) for index, tokens in enumerate([300, 20, 20, 500, 20, 20])]
     # Each step holds three of six samples in a seeded order: at most 820 tokens, and 540 where the long ones part.
-    whole = max(
-        sum(len(learned[i]) for i in step_samples(0, step, 6, 3)) for step in range(2)
-    )
+    whole = max(sum(len(learned[i]) for i in step_samples(0, step, 6, 3)) for step in range(2))
     assert pack_candidates(learned, steps=2, samples_per_step=3, seed=0) == sorted({500, min(512, whole), whole})
     assert pack_candidates(learned, steps=9, samples_per_step=1, seed=0) == [500]
     many = [example(index, 100, 3) for index in range(400)]
