@@ -8,7 +8,8 @@ docstring says what it does; all of them read the same job: tokens, what is lear
 
     strop       the plan that `strop train` chooses           trl         TRL's SFTTrainer with its defaults
     strop-low   Strop, the plan of least memory               trl-packed  TRL's SFTTrainer, its fastest settings
-    tuned       transformers + PEFT + bitsandbytes, tuned by hand for a CPU
+    tuned       transformers + PEFT + bitsandbytes, tuned by hand for a CPU; with OpenMP's threads as they come, which
+                spin while they wait, and as "tuned-passive" asleep: which is better depends on what else runs
     tutorial    the same libraries, as the tutorial's script has them
 
 TRL lives in an environment of its own (`--peers-venv`), which is made when one of its sides is first asked for. Left
@@ -24,8 +25,8 @@ round, and then the median is taken. Memory is the process's peak of resident me
 padding included.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
-every step, and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and "tuned"
-run once more in every round beside a process that keeps one core busy.
+every step, and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
+"tuned" sides run once more in every round beside a process that keeps one core busy.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ SIDES = {
     "strop": Side("Strop", ("strop_engine.py", "default")),
     "strop-low": Side("Strop, least memory", ("strop_engine.py", "low")),
     "tuned": Side("transformers + PEFT + bitsandbytes, tuned by hand", ("tuned.py",)),
+    "tuned-passive": Side("the same, threads that sleep", ("tuned.py",), environment={"OMP_WAIT_POLICY": "PASSIVE"}),
     "tutorial": Side("the tutorial's PEFT script", ("tutorial.py",)),
     "trl": Side("TRL, its defaults", ("trl_sft.py", "default"), "peers", same_work=False),
     "trl-packed": Side("TRL, packed, float32", ("trl_sft.py", "packed"), "peers", same_work=False),
 }
 WITHOUT_PEERS = [name for name, side in SIDES.items() if not side.peers]
-BUSY_SIDES = ("strop", "tuned")
+BUSY_SIDES = ("strop", "tuned", "tuned-passive")
 
 
 def write_job(place: Path, given: argparse.Namespace) -> tuple[Path, float, str]:

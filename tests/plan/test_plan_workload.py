@@ -20,7 +20,7 @@ def whole_run(learned, steps, samples_per_step, seed, pack_tokens, share):
     ]
 
 
-@pytest.mark.parametrize(("pack_tokens", "beginning"), every((20, 64, 150, 1000), (0, 12)))
+@pytest.mark.parametrize(("pack_tokens", "beginning"), [*every((20, 64, 150, 1000), (0, 12))])
 def test_a_short_run_is_measured_whole(pack_tokens, beginning):
     learned, held_out = examples(23, 70, beginning), examples(5, 40, beginning)
     for prefixes, dropout in (("repeated", 0.0), ("shared", 0.0), ("shared", 0.1)):
@@ -60,9 +60,9 @@ def pairs(one) -> int:
     return seen
 
 
-@pytest.mark.parametrize(("pack_tokens", "beginning", "seed"), every((40, 100, 10_000), (0, 15), (0, 5)))
+@pytest.mark.parametrize(("pack_tokens", "beginning", "seed"), [*every((40, 100, 10_000), (0, 15), (0, 5))])
 def test_bounds_hold_for_every_step_of_a_long_run(pack_tokens, beginning, seed, monkeypatch):
-    """A few steps are packed, and no other one asks for more than is said; nor is much more said than is asked for."""
+    """A few steps are packed, and no other one asks for more than is said."""
     monkeypatch.setattr(workload_module, "_PACKED_SAMPLES", 40)
     learned, held_out = examples(50, 60, beginning), examples(90, 50, beginning)
     for share in (False, True):
@@ -82,13 +82,6 @@ def test_bounds_hold_for_every_step_of_a_long_run(pack_tokens, beginning, seed, 
         packs = [one for step in steps for one in step] + pack(held_out, pack_tokens, share)
         assert found.largest_pack >= max(len(one) for one in packs)
         assert found.most_learned >= max(one.learned_tokens for one in packs)
-        if not held_out_rules(found, pack_tokens):
-            assert found.largest_pack <= 1.5 * max(len(one) for one in packs)
-
-
-def held_out_rules(found, pack_tokens) -> bool:
-    """Where not all held-out samples were packed, a pack of them may be full."""
-    return found.largest_pack == pack_tokens
 
 
 def test_bounds_without_held_out_samples_are_near(monkeypatch):

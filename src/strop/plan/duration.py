@@ -183,7 +183,7 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
         products += forward + _group(
             job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
         )
-        again += forward if group != _DOWN else 0.0
+        again += forward
     dequantise = rates.dequantise * asked.packs
     # The passes of a gradient are needed down to the lowest adapter, attention's with those of q, k and v.
     below = passed[_QKV] or _targeted(job, _QKV)
