@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     Tokens: TypeAlias = npt.NDArray[np.int32]
     Learned: TypeAlias = npt.NDArray[np.bool_]
+    Weights: TypeAlias = npt.NDArray[np.float32]
 
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,19 +55,75 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Characters of a turn's content, and how much they weigh in the loss.
+
+    Args:
+        start: the first character.
+        end: the one behind the last.
+        weight: 0 is not learned, 1 is learned as usual.
+    """
+
+    start: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that an assistant's turn makes.
+
+    Args:
+        name: the function.
+        arguments: its arguments, as JSON text in the row's own characters or made of its object.
+        id: the call's name, if it has one; the tool's turn repeats it.
+    """
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Args:
+        role: who speaks.
+        content: the text; empty only where there are calls.
+        weight: of an assistant's turn in the loss: 0 is read and not learned, 1 is learned as usual; None where the
+            row says nothing, so that the recipe decides.
+        spans: parts of the content with weights of their own, in order and apart; what lies between has the turn's.
+        thinking: the reasoning that a row keeps beside the answer (``reasoning_content``), for templates that render
+            it; None where there is none.
+        calls: calls of tools, for templates that render them.
+        call_id: in a tool's turn, the call that it answers.
+        name: the speaker's or the tool's name, where the row gives one.
+    """
 
     role: Role
     content: str
+    weight: float | None = None
+    spans: tuple[Span, ...] = ()
+    thinking: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """system? (user assistant)+ — checked by `strop.data.conversations`."""
+    """system? (user assistant)+, with tools' turns between — checked by `strop.data.conversations`.
+
+    Args:
+        messages: the turns.
+        place: where the record stands.
+        tools: the tools that the model is told of, as JSON texts of their schemas, in order.
+    """
 
     messages: tuple[Message, ...]
     place: Place
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +137,8 @@ class Example:
             something depends on it, so that it must not change with the plan.
         place: where the record stands.
         conversation: what the tokens were made of, for asking its questions again.
+        weights: float32 [T], read-only: how much each learned token counts in the loss, 0 where it is not learned;
+            None where every learned token counts 1.
     """
 
     tokens: Tokens
@@ -87,6 +146,7 @@ class Example:
     id: int
     place: Place
     conversation: Conversation | None = None
+    weights: Weights | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
