@@ -3,8 +3,9 @@
     python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--json FILE]
 
 Every point is a process of its own. It plans as `strop train` does (probe, forecast, search) for a budget that lies
-somewhere between the leanest and the fastest plan, then loads, computes some steps under that plan, and compares: the
-process's peak resident memory, and the median of its steps (the mean of the only one of a 7B model).
+somewhere between the leanest and the fastest plan, then does what a run does: loads, computes the largest pack once,
+generates sample answers, and computes some steps. Compared are the process's peak resident memory, a mean step, and
+loading (the real model's; random ones are made, not loaded).
 
 SmolLM2-135M is the real model. The others have the sizes of TinyLlama-1.1B and InternLM-7B and random weights, which
 are made in NF4 directly and never exist in full precision; the head is bfloat16, and an embedding that the plan leaves
@@ -16,17 +17,20 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,14 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
     return Decoder(spec, embedding, head, torch.ones(spec.hidden), layers, torch.float32, buffer)
 
 
-def child(point: Point, wanted: Any, channel: Any) -> None:
+def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
     import torch
 
     from strop.data.order import step_samples
     from strop.data.packing import pack
     from strop.model.families import read_spec
+    from strop.model.generate import generate
     from strop.model.load import load_decoder
     from strop.model.lora import make_adapter, parse_targets
     from strop.model.starter import starter_folder
@@ -175,6 +180,7 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
     from strop.training.optimizer import Optimizer
+    from strop.training.shortage import largest_batch
     from strop.training.state import work_of
     from strop.training.step import accumulate_gradients
 
@@ -187,13 +193,19 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
         data={"train": "made here", "eval": 0.0},
         adapter={"rank": point.rank, "alpha": 16, "dropout": point.dropout, "targets": point.targets},
         train={"samples_per_step": point.samples, "steps": point.steps},
+        watch={"answer_tokens": ANSWER_TOKENS},
     )
     dataset = SimpleNamespace(learned=learned, held_out=[])
     began = time.perf_counter()
     choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted)
     planning = time.perf_counter() - began
     plan, forecast = choice.forecast.plan, choice.forecast
+    front = [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes]
+    if plan_alone:
+        channel.send({"front": front})
+        return
     use_processor(plan)
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         if folder:
             decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
@@ -209,6 +221,14 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
         )
         engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
         optimizer = Optimizer(adapter, 0.0)
+        loading = time.perf_counter() - began
+        batch = largest_batch(choice.workload, engine.device)
+        adapter.zero_gradients()
+        engine.gradients(batch, adapter, len(batch.rows_N), 0)
+        began = time.perf_counter()
+        prompts = [learned[index * len(learned) // 3].tokens.tolist() for index in range(3)]
+        generate(decoder, adapter, [prompt[: len(prompt) * 2 // 5] for prompt in prompts], [], ANSWER_TOKENS)
+        answering = time.perf_counter() - began
         seconds = []
         for step in range(point.steps):
             began = time.perf_counter()
@@ -229,17 +249,26 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
             "step_parts": dict(forecast.step_parts),
             "peak_bytes": peak,
             "forecast_step_seconds": forecast.step_seconds,
-            "step_seconds": statistics.median(seconds),
-            "front": [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes],
+            "step_seconds": statistics.mean(seconds),
+            "tokens_per_step": choice.workload.read_tokens,
+            "loading_seconds": loading if folder else None,
+            "forecast_loading_seconds": forecast.parts["loading"],
+            "answering_seconds": answering,
+            "forecast_answering_seconds": forecast.parts["watching"] / 2,
+            "front": front,
         }
     )
 
 
-def run_point(point: Point, wanted: int | None) -> dict[str, Any]:
-    """Runs a point in a fresh process."""
+def run_point(point: Point, wanted: int | None, *, plan_alone: bool = False) -> dict[str, Any]:
+    """Runs a point in a fresh process, or only plans it."""
+    # As the command line has it; variables that say which kernels a library takes are not a user's.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS"):
+        os.environ.pop(name, None)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=child, args=(point, wanted, theirs))
+    process = context.Process(target=child, args=(point, wanted, plan_alone, theirs))
     process.start()
     theirs.close()
     try:
@@ -254,21 +283,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", default="smollm2,1b,7b", help="models, with commas")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", help="numbers of points, with commas, from 0")
     arguments = parser.parse_args()
     rows = []
     print("| model | adapters | budget | forecast | measured | off by | step forecast | step measured | off by |")
     print("|---|---|---|---|---|---|---|---|---|")
     fronts: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for point in POINTS:
-        if point.model not in arguments.points.split(","):
+    only = [int(number) for number in arguments.only.split(",")] if arguments.only else range(len(POINTS))
+    for number, point in enumerate(POINTS):
+        if point.model not in arguments.points.split(",") or number not in only:
             continue
         key = (point.model, point.targets, point.rank, point.samples, point.longest, point.dropout)
         wanted = int(point.share) if point.share > 1 else None
         if wanted is None and point.share < 1:
             low, high = fronts.get(key, (0, 0))
             if not high:
-                # The fastest plan is measured on the way: it tells both ends of the curve.
-                low, high = run_point(replace(point, steps=1), None)["front"]
+                low, high = run_point(point, None, plan_alone=True)["front"]
                 fronts[key] = (low, high)
             wanted = int(low * 1.03 + (high - low) * point.share)
         measured = run_point(point, wanted)
