@@ -22,7 +22,7 @@ the rounds the median stands in the table, the best beside it in the JSON file. 
 round, and then the median is taken. Memory is the process's peak of resident memory. A side that is not done within
 `--limit` seconds is stopped, and what it had done by then is reported. The limit of the arithmetic is
 `matmul_rate.py`'s, measured in every round, the best of them; a side's share of it counts the tokens that it computed,
-padding included.
+padding included, and for the head those that are learned.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
 every step, and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
@@ -236,7 +236,7 @@ def run_rounds(given: argparse.Namespace, job: Path, learned_share: float) -> di
     reference = quiet.get("tuned", [])
     return {
         "limit": limit,
-        "sides": {name: summarize(runs, reference, limit["limit_tokens_per_s"]) for name, runs in quiet.items()},
+        "sides": {name: summarize(runs, reference, limit) for name, runs in quiet.items()},
         "beside_a_busy_core": {
             name: {"where": given.busy, **slowdown(runs, quiet[name])} for name, runs in busy.items()
         },
