@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -166,23 +166,11 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
 
 def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
-    import torch
-
-    from strop.data.order import step_samples
-    from strop.data.packing import pack
     from strop.model.families import read_spec
-    from strop.model.generate import generate
-    from strop.model.load import load_decoder
-    from strop.model.lora import make_adapter, parse_targets
     from strop.model.starter import starter_folder
     from strop.model.weights import WeightReader
-    from strop.plan.apply import make_engine, use_processor
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
-    from strop.training.optimizer import Optimizer
-    from strop.training.shortage import largest_batch
-    from strop.training.state import work_of
-    from strop.training.step import accumulate_gradients
 
     folder = starter_folder() if point.model == "smollm2" else None
     spec = read_spec(folder) if folder else sizes(point.model)
@@ -198,37 +186,66 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     dataset = SimpleNamespace(learned=learned, held_out=[])
     began = time.perf_counter()
     choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted)
-    planning = time.perf_counter() - began
-    plan, forecast = choice.forecast.plan, choice.forecast
+    planning, forecast = time.perf_counter() - began, choice.forecast
     front = [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes]
     if plan_alone:
         channel.send({"front": front})
         return
+    channel.send(
+        {
+            "plan": forecast.plan.as_dict(),
+            "budget_bytes": wanted,
+            "planning_seconds": planning,
+            "front": front,
+            "forecast_bytes": forecast.peak_bytes,
+            "components": dict(forecast.components),
+            "step_parts": dict(forecast.step_parts),
+            "forecast_step_seconds": forecast.step_seconds,
+            "forecast_loading_seconds": forecast.parts["loading"],
+            "forecast_answering_seconds": forecast.parts["watching"] / 2,
+            "tokens_per_step": choice.workload.read_tokens,
+            **compute(point, spec, choice, learned, folder),
+        }
+    )
+
+
+def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Path | None) -> dict[str, Any]:
+    """Does what a run does under the plan that was chosen, and says what it took."""
+    from strop.data.order import step_samples
+    from strop.data.packing import pack
+    from strop.model.generate import generate
+    from strop.model.load import load_decoder
+    from strop.model.lora import make_adapter, parse_targets
+    from strop.plan.apply import make_engine, use_processor
+    from strop.training.meter import peak_bytes
+    from strop.training.optimizer import Optimizer
+    from strop.training.shortage import largest_batch
+    from strop.training.state import work_of
+    from strop.training.step import accumulate_gradients
+
+    plan = choice.forecast.plan
     use_processor(plan)
-    began = time.perf_counter()
+    clock = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as place:
         if folder:
             decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
         else:
             decoder = random_decoder(spec, plan, Path(place))
-        adapter = make_adapter(
-            spec,
-            rank=point.rank,
-            alpha=16,
-            dropout=point.dropout,
-            targets=parse_targets(point.targets),
-            seed=0,
-        )
+        targets, shape = parse_targets(point.targets), {"rank": point.rank, "alpha": 16, "dropout": point.dropout}
+        adapter = make_adapter(spec, **shape, targets=targets, seed=0)
         engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
         optimizer = Optimizer(adapter, 0.0)
-        loading = time.perf_counter() - began
+        clock.append(time.perf_counter())
+        peaks = {"loading": peak_bytes(engine.device)}
         batch = largest_batch(choice.workload, engine.device)
         adapter.zero_gradients()
         engine.gradients(batch, adapter, len(batch.rows_N), 0)
-        began = time.perf_counter()
+        peaks["largest pack"] = peak_bytes(engine.device)
+        clock.append(time.perf_counter())
         prompts = [learned[index * len(learned) // 3].tokens.tolist() for index in range(3)]
         generate(decoder, adapter, [prompt[: len(prompt) * 2 // 5] for prompt in prompts], [], ANSWER_TOKENS)
-        answering = time.perf_counter() - began
+        peaks["answers"] = peak_bytes(engine.device)
+        clock.append(time.perf_counter())
         seconds = []
         for step in range(point.steps):
             began = time.perf_counter()
@@ -237,27 +254,15 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
             result = accumulate_gradients(engine, adapter, packs, seed=0, step=step, clip=1.0)
             optimizer.step(1e-4)
             seconds.append(time.perf_counter() - began)
-            assert torch.isfinite(torch.tensor(result.loss))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    channel.send(
-        {
-            "plan": plan.as_dict(),
-            "budget_bytes": wanted,
-            "planning_seconds": planning,
-            "forecast_bytes": forecast.peak_bytes,
-            "components": dict(forecast.components),
-            "step_parts": dict(forecast.step_parts),
-            "peak_bytes": peak,
-            "forecast_step_seconds": forecast.step_seconds,
-            "step_seconds": statistics.mean(seconds),
-            "tokens_per_step": choice.workload.read_tokens,
-            "loading_seconds": loading if folder else None,
-            "forecast_loading_seconds": forecast.parts["loading"],
-            "answering_seconds": answering,
-            "forecast_answering_seconds": forecast.parts["watching"] / 2,
-            "front": front,
-        }
-    )
+            assert math.isfinite(result.loss)
+    peaks["steps"] = peak_bytes(engine.device)
+    return {
+        "peak_bytes": peaks["steps"],
+        "peak_bytes_after": peaks,
+        "step_seconds": statistics.mean(seconds),
+        "loading_seconds": clock[1] - clock[0] if folder else None,
+        "answering_seconds": clock[3] - clock[2],
+    }
 
 
 def run_point(point: Point, wanted: int | None, *, plan_alone: bool = False) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def test_a_large_group_is_done_in_blocks(folder, monkeypatch):
     theirs = engines(Engine(decoder, work_of(batch, adapter)), batch, adapter)
     monkeypatch.setattr("strop.kernels.qlora_linear.BLOCK_WEIGHTS", 64 * 64)
     assert len(list(decoder.layers[0].groups[2].blocks(torch.float32))) > 2
-    agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 1e-6)
+    agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 3e-6)
 
 
 def test_the_loss_alone_is_the_same_and_needs_no_more_memory(folder):

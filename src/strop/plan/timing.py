@@ -95,6 +95,7 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         adapter=4 * byte / rank,
         adapter_backward=6 * byte / rank,
         optimise=40 * byte,
+        answer=2 * byte,
     )
     return replace(machine, matmul=matmul, rates=rates, bandwidth=bandwidth)
 
@@ -160,6 +161,7 @@ def _rates(spec: DecoderSpec, rank: int) -> Rates:
         adapter=adapter,
         adapter_backward=adapter_backward,
         optimise=_optimise(ring),
+        answer=_answer(spec, ring),
     )
 
 
@@ -317,6 +319,16 @@ def _optimise(ring: _Ring) -> float:
         torch._fused_adamw_([parameter], [grad], [first], [second], [], steps, **rates, **as_is)  # type: ignore[call-overload]
 
     return ring.time(move) / count
+
+
+def _answer(spec: DecoderSpec, ring: _Ring) -> float:
+    """A weight of a product with a token of each of three answers: the weights come from memory."""
+    x_BI, columns = _numbers(3, spec.hidden), _NUMBERS // spec.hidden
+    out_BO = torch.empty(3, columns)
+    take = ring.take
+    return ring.time(lambda: blas.product(x_BI, take(columns, spec.hidden), out_BO, transpose_b=True)) / (
+        columns * spec.hidden
+    )
 
 
 def _bandwidth() -> float:
