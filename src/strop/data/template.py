@@ -5,7 +5,9 @@ A chat template is a program from a stranger: Jinja source that comes with the m
 Jinja's immutable sandbox: it reads the messages, the names of a few special tokens and nothing else.
 
     environment   ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, {% break %} and {% continue %}
-    variables     messages, add_generation_prompt, tools and documents (both None), bos_token, eos_token, …
+    variables     messages, add_generation_prompt, tools, documents (None), bos_token, eos_token, …
+                  enable_thinking and thinking where it is said whether an answer reasons
+    a message     role and content; reasoning_content, tool_calls, tool_call_id and name where the turn has them
     functions     raise_exception(text), and the filter tojson without HTML escapes
     blocks        {% generation %} … {% endgeneration %} are rendered as if they were not there
 
@@ -71,22 +73,38 @@ class ChatTemplate:
         """SHA-256 of the source, in hexadecimal: a run is asked with the template that it was trained with."""
         return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    @property
+    def reads_thinking(self) -> bool:
+        """Whether it looks for the reasoning that stands beside an answer."""
+        return "reasoning_content" in self.source
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        thinking: bool | None = None,
+    ) -> str:
         """Render messages to the text that the model reads.
 
         Args:
             messages: the turns, in order.
             add_generation_prompt: whether the text ends with what opens the assistant's next turn.
+            tools: the tools that the model is told of, as objects of their JSON schemas.
+            thinking: whether the answer reasons first, for templates that ask; None leaves them their default.
 
         Raises:
             TemplateError: the template refuses the messages, or fails on them.
         """
+        mode = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         try:
             return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
-                tools=None,
+                messages=list(map(_as_dict, messages)),
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                **mode,
                 **self.tokens,
             )
         except _TemplateRefusal as error:
@@ -96,6 +114,36 @@ class ChatTemplate:
             ) from error
         except _RUNTIME_FAULTS as error:
             raise TemplateError(f"{self.name} fails: {error}", do="repair the template") from error
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    """A message as templates know it from transformers."""
+    as_dict: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking is not None:
+        as_dict["reasoning_content"] = message.thinking
+    if message.calls:
+        as_dict["tool_calls"] = [
+            {
+                "type": "function",
+                **({} if call.id is None else {"id": call.id}),
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    if message.call_id is not None:
+        as_dict["tool_call_id"] = message.call_id
+    if message.name is not None:
+        as_dict["name"] = message.name
+    return as_dict
+
+
+def _arguments(text: str) -> Any:
+    """A call's arguments as the object that they spell, or as they stand where they spell none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
 
 
 class _TemplateRefusal(jinja2.TemplateError):

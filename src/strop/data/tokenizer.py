@@ -24,7 +24,8 @@ from typing import Any
 
 import tokenizers
 
-from strop.data.segments import Segmenter, any_of, find_stop_token
+from strop.data.masks import any_of
+from strop.data.segments import Segmenter, find_stop_token
 from strop.data.template import ChatTemplate
 from strop.errors import ModelError
 
@@ -85,7 +86,9 @@ class Tokenizer:
         }
         if self.eos is None:
             self.eos = next((index for index in eos_ids if index in self.stop_tokens.values()), None)
-        self.segmenter = Segmenter(self.template, self.special_tokens, self.stop_tokens)
+        ending = (backend.id_to_token(self.eos) or "") if self.eos is not None else ""
+        around = (self._before_texts(), ending)
+        self.segmenter = Segmenter(self.template, self.special_tokens, self.stop_tokens, around)
         self._control_at_end = re.compile(f"(?:{any_of(self.special_tokens).pattern})\\Z")
         self._longest_control = max(map(len, self.special_tokens), default=0)
 
@@ -142,6 +145,20 @@ class Tokenizer:
             skip_special: whether control tokens are left out of the text.
         """
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
+
+    def _before_texts(self) -> str:
+        """The control tokens that the tokenizer itself puts before a text, as its files say."""
+        try:
+            with_its_own = self.backend.encode("a").ids
+        except Exception:  # a tokenizer of ours that cannot encode a letter has other troubles
+            return ""
+        before = []
+        for index in with_its_own:
+            token = self.backend.id_to_token(index)
+            if token not in self.special_tokens:
+                break
+            before.append(token)
+        return "".join(before)
 
     def control_at_end(self, text: str) -> str:
         """The control token that a text ends in, or ""."""
