@@ -53,7 +53,11 @@ _FORSAKEN_SECONDS = 24 * 60 * 60
 
 
 def cache_key(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation], max_tokens: int | None, overlong: str, learn: str = "answers"
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    max_tokens: int | None,
+    overlong: str,
+    learn: str = "answers",
 ) -> str | None:
     """Name everything that decides the tokens of a data set.
 
@@ -171,9 +175,7 @@ def _unpack(content: bytes, conversations: Sequence[Conversation]) -> list[Encod
 def _content(conversation: Conversation) -> list[Any]:
     """What of a conversation decides its tokens; short for most, which are roles and contents."""
     messages: list[Any] = [
-        [message.role, message.content]
-        if message == Message(message.role, message.content)
-        else astuple(message)
+        [message.role, message.content] if message == Message(message.role, message.content) else astuple(message)
         for message in conversation.messages
     ]
     if conversation.tools or conversation.text is not None:

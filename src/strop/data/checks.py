@@ -36,10 +36,11 @@ _PROMPTS = 16
 """Samples whose prompt is asked for once more: 20 ms."""
 
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|<eo[ah]>|<[be]os>")
-_TOKENS_AT_HOME = frozenset(
-    "<|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|begin_of_text|> <start_of_turn> "
-    "<end_of_turn> <s> </s> <bos> <eos> <eoa> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜>".split()
-)
+_TOKENS_AT_HOME = {
+    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<s>", "</s>", "<bos>", "<eos>", "<eoa>"),
+    *("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+}
 """Marks that are single tokens in every model whose own template writes them; ``<|user|>`` is not, in Zephyr."""
 
 _ENDS_OF_TURNS = ("<eoa>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
@@ -270,9 +271,7 @@ def check_questions(questions: Sequence[str], examples: Sequence[Example]) -> li
     if not found:
         return []
     what = f"{len(found)} samples to learn ask what watch.ask asks: the answers will show memory, not skill"
-    return [
-        Finding("asked-in-training", "warn", what, "ask other questions", len(found), tuple(found[:_INSTANCES]))
-    ]
+    return [Finding("asked-in-training", "warn", what, "ask other questions", len(found), tuple(found[:_INSTANCES]))]
 
 
 def leaks(learned: Sequence[Example], held_out: Sequence[Example]) -> set[int]:

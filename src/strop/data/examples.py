@@ -265,9 +265,7 @@ def _sort_out(outcomes: Sequence[Example | Refusal]) -> tuple[list[Example], lis
     return examples, [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
 
 
-def _without_held_out(
-    learned: Sequence[Example], held_out: Sequence[Example]
-) -> tuple[list[Example], list[Refusal]]:
+def _without_held_out(learned: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[Example], list[Refusal]]:
     """Refuse what is to be learned but is held out as well."""
     ids = leaks(learned, held_out)
     return [example for example in learned if example.id not in ids], [

@@ -63,7 +63,10 @@ def mask(conversation: Conversation, control: re.Pattern[str], template: ChatTem
         for message in conversation.messages
     )
     tools: list[Any] | None = [json.loads(tool) for tool in conversation.tools] or None
-    texts = [*chain.from_iterable(map(_texts, messages)), *(json.dumps(tool, ensure_ascii=False) for tool in tools or ())]
+    texts = [
+        *chain.from_iterable(map(_texts, messages)),
+        *(json.dumps(tool, ensure_ascii=False) for tool in tools or ()),
+    ]
     found = sorted({text for one in texts for text in control.findall(one)})
     if not found:
         return Masked(messages, tools, {})
@@ -101,7 +104,11 @@ def _texts(message: Message) -> list[str]:
     """All text of a turn."""
     if message.thinking is None and not message.calls:
         return [message.content]
-    return [message.content, message.thinking or "", *(text for call in message.calls for text in (call.name, call.arguments))]
+    return [
+        message.content,
+        message.thinking or "",
+        *(text for call in message.calls for text in (call.name, call.arguments)),
+    ]
 
 
 def _with_thinking_inside(message: Message) -> Message:

@@ -146,7 +146,9 @@ class Segmenter:
         ]
         return _cut(text, pieces, masked, 1.0 if learn == "all" else 0.0)
 
-    def prompt(self, messages: Sequence[Message], tools: Sequence[str] = (), *, thinking: bool = False) -> list[Segment]:
+    def prompt(
+        self, messages: Sequence[Message], tools: Sequence[str] = (), *, thinking: bool = False
+    ) -> list[Segment]:
         """Cut the history and the generation prompt just as `conversation` cuts them.
 
         The result is the beginning of the segments of every conversation that continues these messages with an answer
@@ -378,9 +380,7 @@ def _weigh(masked: Masked, answer: _Answer, *, chosen: bool) -> Iterator[tuple[i
     yield position, answer.end, whole, True
 
 
-def _cut(
-    text: str, answers: Iterable[tuple[int, int, float, bool]], masked: Masked, between: float
-) -> list[Segment]:
+def _cut(text: str, answers: Iterable[tuple[int, int, float, bool]], masked: Masked, between: float) -> list[Segment]:
     """Cut masked text at the answers' pieces, and put the masked stretches back; between them all weighs the same."""
     pieces, position = [], 0
     for start, end, weight, ends in answers:

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +149,8 @@ class Tokenizer:
 
     def _before_texts(self) -> str:
         """The control tokens that the tokenizer itself puts before a text, as its files say."""
-        try:
-            with_its_own = self.backend.encode("a").ids
-        except Exception:  # a tokenizer of ours that cannot encode a letter has other troubles
-            return ""
-        before = []
-        for index in with_its_own:
-            token = self.backend.id_to_token(index)
-            if token not in self.special_tokens:
-                break
-            before.append(token)
-        return "".join(before)
+        tokens = [self.backend.id_to_token(index) for index in self.backend.encode("a").ids]
+        return "".join(takewhile(self.special_tokens.__contains__, tokens))
 
     def control_at_end(self, text: str) -> str:
         """The control token that a text ends in, or ""."""

@@ -3,7 +3,8 @@
     loss of the step = Σ weight · loss / Σ weight, both over the learned tokens of all packs
 
 Where each token weighs 1 that is the mean over the learned tokens. The sum of the weights is known before the first
-pack runs, so each pack's summed loss is divided by it on its way back and nothing is divided twice. Nothing moves before the loss and the gradients are known to be finite.
+pack runs, so each pack's summed loss is divided by it on its way back and nothing is divided twice. Nothing moves
+before the loss and the gradients are known to be finite.
 """
 
 from __future__ import annotations
