@@ -122,6 +122,8 @@ def _as_dict(message: Message) -> dict[str, Any]:
     if message.thinking is not None:
         as_dict["reasoning_content"] = message.thinking
     if message.calls:
+        # As rows and templates have it from OpenAI's format: a turn that only calls has no content.
+        as_dict["content"] = message.content or None
         as_dict["tool_calls"] = [
             {
                 "type": "function",
