@@ -1,4 +1,4 @@
-"""Model families by their chat templates (`tests/data/templates`), with tiny tokenizers that hold their control tokens."""
+"""Model families by their chat templates (`tests/data/templates`), with tiny tokenizers for each."""
 
 from __future__ import annotations
 

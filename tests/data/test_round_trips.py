@@ -1,8 +1,8 @@
 """The same conversations rendered here and by other tools: token-identical, or with a reason (docs/round-trips.md).
 
-    transformers      apply_chat_template, which TRL calls for its conversational data sets
-    TRL               prompt + completion: learned is what follows the prompt of add_generation_prompt
-    LLaMA-Factory     its template table: each turn a pair of prompt and response, encoded one by one, responses learned
+transformers      apply_chat_template, which TRL calls for its conversational data sets
+TRL               prompt + completion: learned is what follows the prompt of add_generation_prompt
+LLaMA-Factory     its template table: each turn a pair of prompt and response, encoded one by one, responses learned
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def rendered(tokenizer: Any, conversation: Conversation, turns: int | None = Non
 
     tools = [json.loads(tool) for tool in conversation.tools] or None
     messages = as_dicts(conversation.messages[:turns])
-    tokens: list[int] = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, return_dict=False, **options)
+    tokens: list[int] = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=True, return_dict=False, **options
+    )
     return tokens
 
 
@@ -286,7 +288,11 @@ def test_tokens_are_those_of_llama_factory_or_the_page_says_why_not(
 @cache
 def reasons() -> dict[tuple[str, str], dict[str, str]]:
     """The page's table: tool and family → what differs ("tokens" or "learned") → in which conversations."""
-    rows = re.findall(r"^\| (TRL|LLaMA-Factory) \| `(\w+)` \| (tokens|learned) \| ([^|]+) \| [^|]{20,} \|$", PAGE.read_text("utf-8"), re.M)
+    rows = re.findall(
+        r"^\| (TRL|LLaMA-Factory) \| `(\w+)` \| (tokens|learned) \| ([^|]+) \| [^|]{20,} \|$",
+        PAGE.read_text("utf-8"),
+        re.M,
+    )
     table: dict[tuple[str, str], dict[str, str]] = {}
     for tool, family, what, where in rows:
         table.setdefault((tool, family), {})[what] = [part.strip() for part in where.split(";")]  # type: ignore[assignment]

@@ -37,7 +37,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 from strop.data.masks import Masked, any_of, mask, put_back
-from strop.data.records import Conversation, Message, Place, ToolCall
+from strop.data.records import Conversation, Message, Place
 from strop.data.template import ChatTemplate
 from strop.data.thinking import CLOSE, OPEN, has_thinking, split_thinking
 from strop.errors import TemplateError
@@ -46,16 +46,6 @@ Learn: TypeAlias = Literal["answers", "last", "all"]
 """What of a conversation is learned: its answers, its last answer, or every token."""
 
 _PROBE = (Message("user", "question"), Message("assistant", "answer"))
-_PROBE_CALL = ToolCall("probe_of_tools", '{"probe": 1}', "abcdefghi")
-_PROBE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "probe_of_tools",
-        "description": "probe",
-        "parameters": {"type": "object", "properties": {"probe": {"type": "integer"}}, "required": ["probe"]},
-    },
-}
-
 _NOWHERE = Place("")
 
 _EMPTY_BLOCK = re.compile(rf"\s*(?:{OPEN})?\s*{CLOSE}\s*")
@@ -104,7 +94,7 @@ class Segmenter:
         template: the chat template.
         control: every string that the tokenizer reads as a control token, stop tokens included.
         stops: those that end an answer.
-        around: the control tokens before and behind a plain text.
+        around: the control tokens before and behind a plain text; the first is `before_texts`.
     """
 
     def __init__(
@@ -113,12 +103,7 @@ class Segmenter:
         self.template = template
         self._control = any_of(control)
         self._stop = any_of(stops)
-        self._around = around
-
-    @property
-    def before_texts(self) -> str:
-        """The control tokens that the tokenizer itself puts before a text."""
-        return self._around[0]
+        self.before_texts, self._behind_texts = around
 
     def conversation(self, conversation: Conversation, learn: Learn = "answers") -> list[Segment]:
         """Cut a whole conversation into what is read and what is learned, in turn.
@@ -142,7 +127,7 @@ class Segmenter:
         pieces = [
             piece
             for answer in answers
-            for piece in _weigh(masked, answer, chosen=learn != "last" or answer.turn == last.turn)
+            for piece in _weigh(masked, answer, text, chosen=learn != "last" or answer.turn == last.turn)
         ]
         return _cut(text, pieces, masked, 1.0 if learn == "all" else 0.0)
 
@@ -167,22 +152,21 @@ class Segmenter:
         pieces = [
             piece
             for answer in self._earlier(masked, thinking, text, len(masked.messages))
-            for piece in _weigh(masked, answer, chosen=True)
+            for piece in _weigh(masked, answer, text, chosen=True)
         ]
         return [replace(segment, weight=0.0, ends=False) for segment in _cut(text, pieces, masked, 0.0)]
 
     def _plain(self, text: str) -> list[Segment]:
         """A plain text: all of it is learned, and that it ends."""
-        before, behind = self._around
-        if not behind:
+        if not self._behind_texts:
             raise TemplateError(
                 "the tokenizer has no token that ends a text",
                 expected="eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
                 do="name the token there; without it the model would never stop",
             )
         literals = tuple((match.start(), match.end()) for match in self._control.finditer(text))
-        whole = [Segment(before, 0.0), Segment(text, 1.0, literals), Segment(behind, 1.0, ends=True)]
-        return [segment for segment in whole if segment.text]
+        whole = (Segment(self.before_texts, 0.0), Segment(text, 1.0, literals))
+        return [one for one in (*whole, Segment(self._behind_texts, 1.0, ends=True)) if one.text]
 
     def _open(self, masked: Masked, thinking: bool, turn: int) -> str:
         """The prompt of a turn: the messages before it and what opens the assistant's turn."""
@@ -255,7 +239,7 @@ class Segmenter:
                 continue  # a template may refuse a part of what it takes as a whole
             found = _find(answered, len(prompt), message) if answered.startswith(prompt) else None
             stop = self._stop.search(answered, found[1]) if found else None
-            if found is None or stop is None or not text.startswith(answered[: stop.end()]):
+            if not found or not stop or not text.startswith(answered[: stop.end()]):
                 continue
             end = stop.end()
             yield _Answer(turn, len(prompt), found[0], end)
@@ -281,36 +265,18 @@ class Segmenter:
 
     def _check_tools(self, conversation: Conversation) -> None:
         """Refuse tools and their calls where the template says nothing of them to the model."""
-        if conversation.tools and not self._shows_tools:
+        if conversation.tools and not self.template.shows_tools:
             raise TemplateError(
                 f"{self.template.name} does not tell the model of its tools",
                 expected="a template that renders the variable tools",
                 do="use the template of a model that calls tools, or take the tools out of the rows",
             )
-        if any(message.calls for message in conversation.messages) and not self._shows_calls:
+        if any(message.calls for message in conversation.messages) and not self.template.shows_calls:
             raise TemplateError(
                 f"{self.template.name} does not render calls of tools, so that they would not be learned",
                 expected="a template that renders tool_calls",
                 do="use the template of a model that calls tools, or write the calls into the answers' text",
             )
-
-    @cached_property
-    def _shows_tools(self) -> bool:
-        return self._shows(_PROBE)
-
-    @cached_property
-    def _shows_calls(self) -> bool:
-        call = (_PROBE[0], Message("assistant", "", calls=(_PROBE_CALL,)))
-        answered = (*call, Message("tool", "1", call_id=_PROBE_CALL.id, name=_PROBE_CALL.name), _PROBE[1])
-        return self._shows(call, tools=False) or self._shows(answered, tools=False)
-
-    def _shows(self, messages: Sequence[Message], *, tools: bool = True) -> bool:
-        """Whether the name of a tool, or of a call, reaches the text; in doubt it is found out row by row."""
-        try:
-            text = self.template.render(messages, add_generation_prompt=False, tools=[_PROBE_TOOL] if tools else None)
-        except TemplateError:
-            return True
-        return _PROBE_CALL.name in text
 
 
 def find_stop_token(template: ChatTemplate, control: Iterable[str]) -> str | None:
@@ -365,18 +331,23 @@ def _rebuilt(prompt: str, text: str, message: Message) -> str:
     return prompt + block + (rest[empty.end() :] if empty else rest)
 
 
-def _weigh(masked: Masked, answer: _Answer, *, chosen: bool) -> Iterator[tuple[int, int, float, bool]]:
+def _weigh(masked: Masked, answer: _Answer, text: str, *, chosen: bool) -> Iterator[tuple[int, int, float, bool]]:
     """Start, end and weight of an answer's pieces, in order, and whether it ends there."""
     message = masked.messages[answer.turn]
     whole = float(chosen) if message.weight is None else message.weight
-    lead = len(message.content) - len(message.content.lstrip())
-    length = len(message.content.strip())
     position = answer.start
-    for span in message.spans:
-        start, end = (answer.content + min(max(at - lead, 0), length) for at in (span.start, span.end))
-        yield position, start, whole, False
-        yield start, end, span.weight, False
-        position = end
+    if message.spans:
+        # The content was found without the spaces around it, which the template may have kept all the same.
+        content, stripped = message.content, message.content.strip()
+        lead = content.index(stripped)
+        zero = answer.content - lead
+        kept = zero >= answer.start and text.startswith(content, zero)
+        low, high = (0, len(content)) if kept else (lead, lead + len(stripped))
+        for span in message.spans:
+            start, end = (zero + min(max(at, low), high) for at in (span.start, span.end))
+            yield position, start, whole, False
+            yield start, end, span.weight, False
+            position = end
     yield position, answer.end, whole, True
 
 

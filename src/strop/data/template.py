@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -28,7 +29,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from strop.data.records import Message
+from strop.data.records import Message, ToolCall
 from strop.errors import TemplateError
 
 _RUNTIME_FAULTS = (
@@ -41,6 +42,18 @@ _RUNTIME_FAULTS = (
     ValueError,
 )
 """What a template can raise while it runs: its own, and what Python raises on wrong operations."""
+
+
+_PROBE = (Message("user", "question"), Message("assistant", "answer"))
+_PROBE_CALL = ToolCall("probe_of_tools", '{"probe": 1}', "abcdefghi")
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _PROBE_CALL.name,
+        "description": "probe",
+        "parameters": {"type": "object", "properties": {"probe": {"type": "integer"}}, "required": ["probe"]},
+    },
+}
 
 
 class ChatTemplate:
@@ -72,6 +85,24 @@ class ChatTemplate:
     def sha256(self) -> str:
         """SHA-256 of the source, in hexadecimal: a run is asked with the template that it was trained with."""
         return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the tools of a conversation reach the text; in doubt they do."""
+        return self._shows(_PROBE, tools=[_PROBE_TOOL])
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """Whether calls of tools reach the text, with or without what the tool answered; in doubt they do."""
+        call = (_PROBE[0], Message("assistant", "", calls=(_PROBE_CALL,)))
+        answered = (*call, Message("tool", "1", call_id=_PROBE_CALL.id, name=_PROBE_CALL.name), _PROBE[1])
+        return self._shows(call) or self._shows(answered)
+
+    def _shows(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> bool:
+        try:
+            return _PROBE_CALL.name in self.render(messages, add_generation_prompt=False, tools=tools)
+        except TemplateError:
+            return True  # it is found out row by row
 
     @property
     def reads_thinking(self) -> bool:
