@@ -217,8 +217,9 @@ def check_prompts(
 ) -> list[Finding]:
     """Hold the beginning of some samples, evenly spread, to the prompt that chat would send."""
     wrong = []
-    for number in sorted({index * len(examples) // count for index in range(min(count, len(examples)))}):
-        example = examples[number]
+    count = min(count, len(examples))
+    for index in range(count):
+        example = examples[index * len(examples) // count]
         conversation = example.conversation
         if conversation is None or not conversation.messages:
             continue

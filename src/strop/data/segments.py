@@ -136,8 +136,7 @@ class Segmenter:
     ) -> list[Segment]:
         """Cut the history and the generation prompt just as `conversation` cuts them.
 
-        The result is the beginning of the segments of every conversation that continues these messages with an answer
-        in the same mode.
+        The result is the beginning of the segments of every conversation that goes on from here in the same mode.
 
         Args:
             messages: the turns so far, the last one the user's or a tool's.
@@ -328,7 +327,8 @@ def _rebuilt(prompt: str, text: str, message: Message) -> str:
     if reasoning.strip():
         block = reasoning.strip("\n") + f"\n{CLOSE}\n\n"
         block = block if _OPEN_END.search(prompt) else f"{OPEN}\n{block}"
-    return prompt + block + (rest[empty.end() :] if empty else rest)
+    rest = rest[empty.end() :] if empty else rest
+    return prompt + block + (rest.lstrip("\n") if block else rest)
 
 
 def _weigh(masked: Masked, answer: _Answer, text: str, *, chosen: bool) -> Iterator[tuple[int, int, float, bool]]:

@@ -89,11 +89,13 @@ class ChatTemplate:
     @cached_property
     def shows_tools(self) -> bool:
         """Whether the tools of a conversation reach the text; in doubt they do."""
-        return self._shows(_PROBE, tools=[_PROBE_TOOL])
+        return "tools" in self.source and self._shows(_PROBE, tools=[_PROBE_TOOL])
 
     @cached_property
     def shows_calls(self) -> bool:
         """Whether calls of tools reach the text, with or without what the tool answered; in doubt they do."""
+        if "tool_calls" not in self.source:
+            return False
         call = (_PROBE[0], Message("assistant", "", calls=(_PROBE_CALL,)))
         answered = (*call, Message("tool", "1", call_id=_PROBE_CALL.id, name=_PROBE_CALL.name), _PROBE[1])
         return self._shows(call) or self._shows(answered)

@@ -79,7 +79,9 @@ class Tokenizer:
         self.bos = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
         self.eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
         self.template = ChatTemplate(template, named, template_name)
-        behind_answers = find_stop_token(self.template, self.special_tokens)
+        # What begins texts ends none, even where a template writes it there: a slip that must not become a stop token.
+        ends = [text for text, index in self.special_tokens.items() if index != self.bos or index == self.eos]
+        behind_answers = find_stop_token(self.template, ends)
         self.stop_tokens = {
             text: index
             for text, index in self.special_tokens.items()
