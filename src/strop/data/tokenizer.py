@@ -151,7 +151,7 @@ class Tokenizer:
 
     def _before_texts(self) -> str:
         """The control tokens that the tokenizer itself puts before a text, as its files say."""
-        tokens = [self.backend.id_to_token(index) for index in self.backend.encode("a").ids]
+        tokens = [self.backend.id_to_token(index) or "" for index in self.backend.encode("a").ids]
         return "".join(takewhile(self.special_tokens.__contains__, tokens))
 
     def control_at_end(self, text: str) -> str:
