@@ -188,8 +188,13 @@ def test_overlong_samples(tmp_path: Path, chatml: Tokenizer, overlong: str) -> N
 
 def test_cut_end_keeps_the_beginning_of_the_answer(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(f"step{n}" for n in range(60))
-    file = write(tmp_path / "a.jsonl", [{"question": "Hi", "answer": answer}])
-    (example,) = data(chatml, file, eval=0, max_tokens=90, overlong="cut_end").learned
+    long, short = {"question": "Hi", "answer": answer}, {"question": "Hi", "answer": "Ho"}
+    file = write(tmp_path / "a.jsonl", [long])
+    with pytest.raises(TemplateError, match="an answer would be learned without its stop token"):
+        data(chatml, file, eval=0, max_tokens=90, overlong="cut_end")
+    both = data(chatml, write(tmp_path / "b.jsonl", [long, short]), eval=0, max_tokens=90, overlong="cut_end")
+    assert [(one.kind, one.severity, one.count) for one in both.findings] == [("answers-cut", "warn", 1)]
+    example = both.learned[0]
     assert len(example) == 90
     assert answer.startswith(learned_text(chatml, example))
     assert not chatml.stop_ids.intersection(example.tokens[example.learned].tolist())

@@ -11,7 +11,8 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     sources     json and jsonl files and folders of them, read with line numbers
     conversations   the shapes that rows come in, found by looking
     template    the chat template, rendered in a sandbox
-    segments    which text of a rendered conversation is learned, and which only read
+    segments    which text of a rendered conversation is learned, which only read, and how much it weighs
+    masks, thinking   text that spells control tokens; reasoning in answers
     tokenizer   a model folder's tokenizer, special tokens and stop tokens
     tokens      segments to tokens: one function for training, chat and evaluation
     examples    all of it for a whole file, every record accounted for
@@ -21,6 +22,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     prefixes    beginnings that samples share, computed once a pack
     cache       encoded samples, kept between commands
     preview     what is learned, for the eye
+    checks      refusals that save a run
     findings    what is noticed about a data set
     problems    the arithmetic problems of the demo
 

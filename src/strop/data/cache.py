@@ -26,13 +26,15 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 import tokenizers
 
-from strop.data.records import Conversation, Refusal
+from strop.data.records import Conversation, Message, Refusal
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded
 
@@ -51,7 +53,11 @@ _FORSAKEN_SECONDS = 24 * 60 * 60
 
 
 def cache_key(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation], max_tokens: int | None, overlong: str
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    max_tokens: int | None,
+    overlong: str,
+    learn: str = "answers",
 ) -> str | None:
     """Name everything that decides the tokens of a data set.
 
@@ -60,11 +66,13 @@ def cache_key(
         conversations: what is encoded.
         max_tokens: the longest sample.
         overlong: what happens to longer ones.
+        learn: what of a sample is learned.
 
     Returns:
         SHA-256 in hexadecimal; None where keeping is not worth it, or Strop cannot read its own code.
     """
     characters = sum(len(message.content) for conversation in conversations for message in conversation.messages)
+    characters += sum(len(conversation.text or "") for conversation in conversations)
     code = _code()
     if characters < LEAST_CHARACTERS or code is None:
         return None
@@ -74,15 +82,14 @@ def cache_key(
         "libraries": [jinja2.__version__, tokenizers.__version__],
         "template": [tokenizer.template.source, tokenizer.template.name, tokenizer.template.tokens],
         "tokens": [tokenizer.special_tokens, tokenizer.stop_tokens],
-        "limits": [max_tokens, overlong],
+        "limits": [max_tokens, overlong, learn],
     }
     digest = hashlib.sha256()
     for part in (code, tokenizer.backend.to_str().encode(), json.dumps(settings, sort_keys=True).encode("ascii")):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     for conversation in conversations:
-        turns = [[message.role, message.content] for message in conversation.messages]
-        digest.update(json.dumps(turns).encode("ascii"))
+        digest.update(json.dumps(_content(conversation)).encode("ascii"))
     return digest.hexdigest()
 
 
@@ -104,7 +111,12 @@ def read_samples(folder: Path, key: str, conversations: Sequence[Conversation]) 
 
 
 def write_samples(folder: Path, key: str, samples: Sequence[Encoded | Refusal]) -> None:
-    """Keep samples under a key, and drop what was not used for longest where there is too much."""
+    """Keep samples under a key, and drop what was not used for longest where there is too much.
+
+    Samples with weights are not kept: the file has no place for them.
+    """
+    if any(isinstance(sample, Encoded) and sample.weights is not None for sample in samples):
+        return
     parts = _pack(samples)
     if _DIGEST + sum(map(len, parts)) > MOST_BYTES:
         return
@@ -158,6 +170,17 @@ def _unpack(content: bytes, conversations: Sequence[Conversation]) -> list[Encod
             samples.append(Encoded(tokens[start : start + length], learned[start : start + length]))
             start += length
     return samples
+
+
+def _content(conversation: Conversation) -> list[Any]:
+    """What of a conversation decides its tokens; short for most, which are roles and contents."""
+    messages: list[Any] = [
+        [message.role, message.content] if message == Message(message.role, message.content) else astuple(message)
+        for message in conversation.messages
+    ]
+    if conversation.tools or conversation.text is not None:
+        messages += [conversation.tools, conversation.text]
+    return messages
 
 
 def _digest(key: str, parts: Iterable[bytes | memoryview]) -> bytes:

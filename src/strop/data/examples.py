@@ -20,11 +20,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from strop.data.cache import cache_key, read_samples, write_samples
+from strop.data.checks import check_places, check_prompts, check_samples, check_template, leaks, raise_stops
 from strop.data.conversations import find_shape, read_conversation
+from strop.data.findings import Finding
 from strop.data.overlong import Overlong, fit
 from strop.data.records import Conversation, Example, Record, Refusal
+from strop.data.segments import Learn
 from strop.data.sources import read_records
-from strop.data.split import choose_rows, content_key, held_out_count, hold_out
+from strop.data.split import choose_rows, held_out_count, hold_out
+from strop.data.thinking import Thinking, answers_thinking, settle_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded, encode_conversations
 from strop.errors import DataError, TemplateError
@@ -70,6 +74,14 @@ class DataSettings(Protocol):
     def overlong(self) -> Overlong:
         """What happens to a longer sample."""
 
+    @property
+    def learn(self) -> Learn:
+        """What of a sample is learned."""
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """What becomes of reasoning in answers; None to keep it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
@@ -85,6 +97,8 @@ class Dataset:
         held_out_read: records of the held-out samples' own file: held_out + held_out_refused; 0 without one.
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
+        thinking: whether any learned sample's answer reasons, so that chat lets the model reason.
+        findings: what was noticed that does not stop a run (`strop.data.checks`).
     """
 
     learned: list[Example]
@@ -95,6 +109,8 @@ class Dataset:
     held_out_read: int
     held_out_refused: list[Refusal]
     fingerprint: str
+    thinking: bool = False
+    findings: tuple[Finding, ...] = ()
 
     @property
     def lengths_S(self) -> npt.NDArray[np.int64]:
@@ -140,17 +156,18 @@ def prepare(
         held_out, held_out_refused = _sort_out(held_outcomes)
         if not held_out:
             raise _nothing_left(settings.eval, "hold out", len(other), held_out_refused)
-        learned, refused = _sort_out(_refuse_held_out(outcomes, held_out))
+        learned, refused = _sort_out(outcomes)
     else:
         learned, refused = _sort_out(outcomes)
         count = held_out_count(settings.eval, len(learned)) if learned else 0
         ids = hold_out(learned, count, seed)
         held_out = [example for example in learned if example.id in ids]
         learned = [example for example in learned if example.id not in ids]
+    learned, leaked = _without_held_out(learned, held_out)
+    refused += leaked
     if not learned:
         raise _nothing_left(settings.train, "learn", len(rows), refused)
-    if settings.overlong != "cut_end":
-        _check_stops([*learned, *held_out], tokenizer)
+    findings = _check(settings, tokenizer, learned, held_out)
     return Dataset(
         learned=learned,
         held_out=held_out,
@@ -160,6 +177,8 @@ def prepare(
         held_out_read=len(other),
         held_out_refused=held_out_refused,
         fingerprint=_fingerprint(learned, held_out),
+        thinking=any(example.conversation and answers_thinking(example.conversation) for example in learned),
+        findings=tuple(findings),
     )
 
 
@@ -183,6 +202,10 @@ class _Builder:
         """Encode one source's records, given with their ids: a sample or a refusal for each, in order."""
         shape = find_shape([record for _, record in numbered], self.settings.map)
         readings = [read_conversation(record, shape, self.settings.system) for _, record in numbered]
+        readings = [
+            settle_thinking(reading, self.settings.thinking) if isinstance(reading, Conversation) else reading
+            for reading in readings
+        ]
         conversations = [reading for reading in readings if isinstance(reading, Conversation)]
         self._report(len(readings) - len(conversations))
         samples = iter(self._samples(conversations))
@@ -193,15 +216,16 @@ class _Builder:
                 continue
             sample = next(samples)
             if isinstance(sample, Encoded):
-                outcomes.append(Example(sample.tokens, sample.learned, number, reading.place, reading))
+                tokens, learned, weights = sample
+                outcomes.append(Example(tokens, learned, number, reading.place, reading, weights))
             else:
                 outcomes.append(sample)
         return outcomes
 
     def _samples(self, conversations: Sequence[Conversation]) -> list[Encoded | Refusal]:
         """Each conversation's tokens or why it has none, kept from last time where they are."""
-        overlong = self.settings.overlong
-        key = cache_key(self.tokenizer, conversations, self.longest, overlong) if self.cache else None
+        limits = (self.longest, self.settings.overlong, self.settings.learn)
+        key = cache_key(self.tokenizer, conversations, *limits) if self.cache else None
         samples = read_samples(self.cache, key, conversations) if self.cache and key else None
         if samples is not None:
             self._report(len(samples))
@@ -209,7 +233,8 @@ class _Builder:
         samples = []
         for start in range(0, len(conversations), _BATCH):
             batch = conversations[start : start + _BATCH]
-            samples += map(self._finish, batch, encode_conversations(self.tokenizer, batch))
+            encoded = encode_conversations(self.tokenizer, batch, self.settings.learn)
+            samples += map(self._finish, batch, encoded)
             self._report(len(batch))
         if self.cache and key:
             write_samples(self.cache, key, samples)
@@ -219,12 +244,14 @@ class _Builder:
         try:
             if isinstance(encoded, TemplateError):
                 raise encoded
-            fitted = fit(self.tokenizer, conversation, encoded, self.longest, self.settings.overlong)
+            limits = (self.longest, self.settings.overlong, self.settings.learn)
+            fitted = fit(self.tokenizer, conversation, encoded, *limits)
         except TemplateError as error:
             return Refusal(conversation.place, error.what, error.do, error.found)
         if isinstance(fitted, Encoded):
             for array in fitted:
-                array.setflags(write=False)
+                if array is not None:
+                    array.setflags(write=False)
         return fitted
 
     def _report(self, done: int) -> None:
@@ -238,14 +265,13 @@ def _sort_out(outcomes: Sequence[Example | Refusal]) -> tuple[list[Example], lis
     return examples, [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
 
 
-def _refuse_held_out(outcomes: Sequence[Example | Refusal], held_out: Sequence[Example]) -> list[Example | Refusal]:
-    """Refuse what is to be learned but stands in the held-out file as well."""
-    known = {content_key(0, example.tokens) for example in held_out}
-    return [
-        Refusal(outcome.place, "it is in the held-out data as well", "drop it from one of the two files")
-        if isinstance(outcome, Example) and content_key(0, outcome.tokens) in known
-        else outcome
-        for outcome in outcomes
+def _without_held_out(learned: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[Example], list[Refusal]]:
+    """Refuse what is to be learned but is held out as well."""
+    ids = leaks(learned, held_out)
+    return [example for example in learned if example.id not in ids], [
+        Refusal(example.place, "it is in the held-out data as well", "drop it from one of the two")
+        for example in learned
+        if example.id in ids
     ]
 
 
@@ -262,17 +288,19 @@ def _nothing_left(path: str, purpose: str, read: int, refused: Sequence[Refusal]
     )
 
 
-def _check_stops(examples: Sequence[Example], tokenizer: Tokenizer) -> None:
-    """Hold every learned stretch of every sample to its promise: its last token is a stop token."""
-    stop_ids = tokenizer.stop_ids
-    for example in examples:
-        last = example.learned & ~np.append(example.learned[1:], False)
-        if not last.any() or not stop_ids.issuperset(example.tokens[last].tolist()):
-            raise TemplateError(
-                f"{example.place}: an answer would be learned without its stop token",
-                expected=f"one of {', '.join(tokenizer.stop_tokens)} at the end of every answer",
-                do="look at this row, and at what the chat template puts behind an answer",
-            )
+def _check(
+    settings: DataSettings, tokenizer: Tokenizer, learned: Sequence[Example], held_out: Sequence[Example]
+) -> list[Finding]:
+    """What is noticed about samples and template; raises what stops a run."""
+    examples, learn = [*learned, *held_out], settings.learn
+    findings = [
+        *check_template(tokenizer),
+        *check_samples(examples, tokenizer, learn=learn, cut_end=settings.overlong == "cut_end"),
+        *check_prompts(examples, tokenizer, learn=learn),
+        *check_places(learned),
+    ]
+    raise_stops(findings)
+    return findings
 
 
 def _fingerprint(*parts: Sequence[Example]) -> str:
@@ -284,4 +312,6 @@ def _fingerprint(*parts: Sequence[Example]) -> str:
             digest.update(len(example).to_bytes(8, "little"))
             digest.update(example.tokens.astype("<i4").tobytes())
             digest.update(np.packbits(example.learned).tobytes())
+            if example.weights is not None:
+                digest.update(example.weights.astype("<f4").tobytes())
     return digest.hexdigest()

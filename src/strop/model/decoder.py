@@ -92,7 +92,7 @@ class Decoder:
             self.embedding.weight_VD = self.head.weight_VD
 
     def loss(self, batch: Batch, adapter: Adapter | None, step_key: int | None = None) -> Tensor:
-        """Summed loss of a pack's learned tokens: float32 scalar.
+        """Summed loss of a pack's learned tokens, each times its weight: float32 scalar.
 
         Args:
             batch: the pack.
@@ -100,7 +100,8 @@ class Decoder:
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
         """
         hidden_ND = self.hidden(batch, adapter, batch.rows_N, step_key)
-        return linear_cross_entropy(hidden_ND, self.head.weight_VD.to(self.dtype), batch.targets_N, self.loss_chunk)
+        head_VD = self.head.weight_VD.to(self.dtype)
+        return linear_cross_entropy(hidden_ND, head_VD, batch.targets_N, self.loss_chunk, batch.weights_N)
 
     def logits(self, batch: Batch, adapter: Adapter | None) -> Tensor:
         """Logits of every token: float32 [T, V]. For tests and small inputs: training never builds this."""

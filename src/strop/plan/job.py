@@ -92,6 +92,7 @@ def read_job(
         steps: optimiser steps of the run.
     """
     every, asked = recipe.watch.every, dataset.held_out or dataset.learned
+    asked = [one for one in asked if one.conversation is None or one.conversation.messages]  # a plain text asks nothing
     count = min(_QUESTIONS, len(asked))
     prompts = [_prompt_tokens(asked[index * len(asked) // count]) for index in range(count)]
     if recipe.watch.ask:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from strop.data.checks import check_questions
 from strop.data.examples import Dataset, prepare
 from strop.data.preview import length_histogram, segments
 from strop.data.tokenizer import Tokenizer
@@ -189,6 +190,12 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
         progress=journal.progress("reading data"),
         cache=cache_folder() / "samples",
     )
+    if recipe.data.thinking is None:  # chat opens its turns as the answers that were learned were opened
+        resolved = resolved.with_value("data.thinking", "keep" if dataset.thinking else "drop", "data")
+    for finding in (*dataset.findings, *check_questions(recipe.watch.ask, dataset.learned)):
+        if finding.severity == "warn":
+            where = f" ({finding.instances[0].place})" if finding.instances else ""
+            journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
         ("model", "sha256"): reader.sha256(),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),

@@ -12,6 +12,7 @@ from strop.evaluate.ask import (
     DEFAULT_QUESTIONS,
     Question,
     answer_questions,
+    asks,
     question_of_sample,
     question_of_text,
 )
@@ -25,8 +26,9 @@ from strop.run.journal import Journal
 def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
     """The recipe's questions, or else some held-out samples', evenly spread (learned ones' where none are held out)."""
     if recipe.watch.ask:
-        return [question_of_text(text, recipe.data.system) for text in recipe.watch.ask]
-    examples = dataset.held_out or dataset.learned
+        thinking = recipe.data.thinking == "keep"
+        return [question_of_text(text, recipe.data.system, thinking=thinking) for text in recipe.watch.ask]
+    examples = [example for example in dataset.held_out or dataset.learned if asks(example)]
     count = min(DEFAULT_QUESTIONS, len(examples))
     return [question_of_sample(examples[index * len(examples) // count]) for index in range(count)]
 
