@@ -60,7 +60,7 @@ def show_samples(
         return
     if selection.found > len(selection.samples):
         heading(f"the first {len(selection.samples)} of {selection.found:,} samples{selection.words}", console)
-    held_out = {example.id for example in survey.dataset.held_out}
+    held_out = survey.held_out_ids
     for example in selection.samples:
         _show_sample(survey, example, example.id in held_out, console, whole=whole, tokens=tokens)
 
@@ -81,6 +81,7 @@ def show_packs(
     Raises:
         UsageError: the step has no such pack.
     """
+    from strop.data.counts import number_of
     from strop.data.preview import documents
     from strop.errors import UsageError
 
@@ -106,17 +107,18 @@ def show_packs(
             example = by_id[document.sample_id]
             after = f", goes on from document {document.continues + 1}" if document.continues is not None else ""
             what = f"document {index + 1}: positions {document.start:,} to {document.end - 1:,}{after}"
-            _rule(f"{what}, sample {example.id + 1}, {example.place}", console)
+            _rule(f"{what}, sample {number_of(example)}, {example.place}", console)
             _show_runs(document.runs, console, whole=False)
 
 
 def _show_sample(
     survey: Survey, example: Example, held_out: bool, console: Console, *, whole: bool, tokens: bool
 ) -> None:
+    from strop.data.counts import number_of
     from strop.data.preview import cut_place, pieces, runs
     from strop.data.prompts import compare_prompts, unequal
 
-    uncut = survey.whole.get(example.id, example)
+    uncut = survey.uncut(example)
     learned = int(example.learned.sum())
     facts = [f"{len(example):,} tokens", f"{learned:,} learned"] + (["held out"] if held_out else [])
     cut = cut_place(example, uncut)
@@ -126,7 +128,7 @@ def _show_sample(
     if differing:
         facts.append("its prompt is not what chat sends")
     console.print()
-    _rule(f"sample {example.id + 1}, {example.place}: {', '.join(facts)}", console)
+    _rule(f"sample {number_of(example)}, {example.place}: {', '.join(facts)}", console)
     if tokens:
         _show_tokens(example, survey.tokenizer, console)
     else:

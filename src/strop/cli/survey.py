@@ -64,6 +64,8 @@ def show_prompts(survey: Survey, console: Console) -> None:
     """Say whether the prompts that are trained are those that chat sends; show the first that is not."""
     from rich.text import Text
 
+    from strop.data.counts import number_of
+
     heading("training prompt against chat prompt", console)
     if not survey.unequal:
         text = f"equal, token for token, in {survey.compared:,} of {survey.compared:,} samples that were compared"
@@ -72,7 +74,7 @@ def show_prompts(survey: Survey, console: Console) -> None:
     pair = survey.unequal[0]
     what = f"{len(survey.unequal):,} differ of {survey.compared:,} samples that were compared; the first:"
     console.print(Text(what, "bold red"))
-    console.print(Text(f"sample {pair.sample.id + 1}, {printable(str(pair.sample.place))}, answer {pair.turn}"))
+    console.print(Text(f"sample {number_of(pair.sample)}, {printable(str(pair.sample.place))}, answer {pair.turn}"))
     if pair.fault:
         console.print(Text(printable(pair.fault)))
         return
@@ -106,14 +108,13 @@ def table(
 
 
 def _show_account(survey: Survey, console: Console) -> None:
-    from strop.data.account import count_tokens
-    from strop.review.survey import shapes
+    from strop.review.survey import reading_notes, shapes
 
     dataset, recipe = survey.dataset, survey.recipe
-    tokens, learned = count_tokens(dataset.learned)
+    tokens, learned = survey.tokens, survey.learned_tokens
     parts = f"{len(dataset.learned):,} learned + {len(dataset.held_out):,} held out + {len(survey.refused):,} refused"
     facts = {
-        "data": recipe.data.train,
+        "data": survey.data,
         "model": f"{recipe.model} (context {survey.context:,} tokens)" if survey.context else recipe.model,
         "read": f"{survey.read:,} records = {parts}",
     }
@@ -121,6 +122,7 @@ def _show_account(survey: Survey, console: Console) -> None:
         facts["rows"] = f"{dataset.read:,} of {dataset.available:,} in the data are used (data.rows)"
     facts["tokens"] = f"{tokens:,} to read, of which {learned:,} are learned ({percent(learned, tokens)})"
     facts |= {"shapes": ", ".join(f"{name} {count:,}" for name, count in shapes(dataset).items())}
+    facts |= {"reading": "\n".join(f"{words}: {count:,} records" for words, count in reading_notes(dataset).items())}
     show_facts("", {name: text for name, text in facts.items() if text}, console)
     if len(survey.sources) > 1:
         console.print()
@@ -137,7 +139,7 @@ def _show_lengths(survey: Survey, console: Console) -> None:
     from rich.text import Text
 
     from strop.data.lengths import quantiles
-    from strop.data.preview import length_histogram
+    from strop.data.preview import histogram
 
     heading("lengths of the samples to learn, in tokens", console)
     figures = quantiles(survey.dataset.lengths_S)
@@ -145,7 +147,7 @@ def _show_lengths(survey: Survey, console: Console) -> None:
     keys = ("shortest", "median", "mean", "percentile_95", "percentile_99", "longest")
     parts = [f"{name} {figures[key]:,.0f}" for name, key in zip(names, keys, strict=True)]
     console.print(Text("   ".join(parts)))
-    bars = length_histogram(survey.dataset.learned)
+    bars = histogram(survey.dataset.lengths_S.tolist())
     most = max(one.count for one in bars)
     grid = Table(box=None, pad_edge=False, show_header=False)
     grid.add_column(justify="right", style="dim", no_wrap=True)
@@ -161,16 +163,13 @@ def _show_lengths(survey: Survey, console: Console) -> None:
 
 
 def _show_limits(survey: Survey, console: Console) -> None:
-    from strop.data.account import count_tokens
-
     heading("what each data.max_tokens would cost", console)
-    samples = survey.to_learn
-    _, learned = count_tokens(samples)
+    samples, learned = survey.everything.over, survey.everything.learned
     rows = [
         [
             f"{cost.max_tokens:,}",
             f"{cost.over:,}",
-            percent(cost.over, len(samples)),
+            percent(cost.over, samples),
             f"{cost.learned:,} ({percent(cost.learned, learned)})" if cost.over else "nothing",
             f"{cost.cut_learned:,} ({percent(cost.cut_learned, learned)})" if cost.over else "nothing",
             "in force" if cost.max_tokens == survey.limit else "",
@@ -185,11 +184,12 @@ def _show_packs(survey: Survey, console: Console) -> None:
     fill = survey.fill
     heading(f"packs of {fill.pack_tokens:,} tokens", console)
     of = "all samples" if fill.samples == len(survey.dataset.learned) else f"{fill.samples:,} samples"
+    packs = "pack" if fill.packs == 1 else "packs"
     every = survey.recipe.train.samples_per_step
     show_facts(
         "",
         {
-            "all at once": f"{of} in {fill.packs:,} packs, {percent(fill.share, 1)} full; none cut, none padded",
+            "all at once": f"{of} in {fill.packs:,} {packs}, {percent(fill.share, 1)} full; none cut, none padded",
             "by step": f"{every} samples, {fill.step_tokens:,.0f} tokens, {fill.step_packs:.1f} packs in the mean",
         },
         console,
@@ -199,7 +199,7 @@ def _show_packs(survey: Survey, console: Console) -> None:
 def _show_refusals(survey: Survey, console: Console) -> None:
     from rich.text import Text
 
-    from strop.data.account import group_refusals
+    from strop.data.counts import group_refusals
 
     if not survey.refused:
         return

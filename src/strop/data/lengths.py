@@ -7,7 +7,7 @@ A sample counts with the length that it has before any limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -96,22 +96,26 @@ def limits(longest: int, *known: int | None) -> list[int]:
     return sorted({*powers[-_MOST_LIMITS:], *(limit for limit in known if limit is not None)})
 
 
-def limit_costs(samples: Sequence[Example], candidates: Sequence[int]) -> list[LimitCost]:
+def limit_costs(samples: Iterable[Example], candidates: Sequence[int]) -> list[LimitCost]:
     """What each limit would refuse or cut.
 
     Args:
-        samples: the samples to learn, at their whole length.
+        samples: the samples to learn, at their whole length; each is looked at once.
         candidates: the limits.
     """
-    lengths_S = np.array([len(sample) for sample in samples], np.int64)
-    learned_S = np.array([int(np.count_nonzero(sample.learned)) for sample in samples], np.int64)
-    costs = []
-    for limit in candidates:
-        over = np.flatnonzero(lengths_S > limit)
-        kept = sum(int(np.count_nonzero(samples[index].learned[:limit])) for index in over.tolist())
-        tokens, learned = int(lengths_S[over].sum()), int(learned_S[over].sum())
-        costs.append(LimitCost(limit, len(over), tokens, learned, tokens - limit * len(over), learned - kept))
-    return costs
+    sums = {limit: [0, 0, 0, 0, 0] for limit in candidates}
+    shortest = min(candidates, default=0)
+    for sample in samples:
+        length = len(sample)
+        if length <= shortest:
+            continue
+        learned = int(np.count_nonzero(sample.learned))
+        for limit, sum_ in sums.items():
+            if length > limit:
+                kept = int(np.count_nonzero(sample.learned[:limit]))
+                for place, value in enumerate((1, length, learned, length - limit, learned - kept)):
+                    sum_[place] += value
+    return [LimitCost(limit, *sum_) for limit, sum_ in sums.items()]
 
 
 def quantiles(lengths_S: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -151,7 +151,10 @@ def documents(pack: Pack, tokenizer: Tokenizer) -> list[Document]:
     for number, (start, end) in enumerate(bounds):
         learned = np.zeros(end - start, np.bool_)
         learned[1:] = pack.targets_T[start : end - 1] != NO_TARGET
-        text = runs(pieces(tokenizer, pack.tokens_T[start:end], learned))
+        weights: Weights | None = getattr(pack, "weights_T", None)
+        if weights is not None:
+            weights = np.insert(weights[start : end - 1], 0, 0)
+        text = runs(pieces(tokenizer, pack.tokens_T[start:end], learned, weights))
         prefix = int(pack.prefix_of_D[number])
         found.append(Document(int(pack.sample_ids_D[number]), start, end, prefix if prefix >= 0 else None, tuple(text)))
     return found

@@ -9,12 +9,12 @@ Where the two differ a model is asked something that it was not trained on. It h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from strop.data.records import Example, Message
+from strop.data.records import Conversation, Example
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.errors import TemplateError
@@ -55,38 +55,50 @@ class PromptPair:
 
 
 def compare_prompts(sample: Example, tokenizer: Tokenizer) -> list[PromptPair]:
-    """Compare the two prompts of every learned answer of a sample.
+    """Compare the two prompts of a sample's answers: of each where each is learned whole, else of the last one.
 
     Args:
         sample: a sample that was not shortened, with its conversation; without one nothing can be compared.
         tokenizer: the model's tokenizer.
     """
-    if sample.conversation is None:
+    conversation = sample.conversation
+    if conversation is None:
         return []
-    messages = sample.conversation.messages
-    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    starts = np.flatnonzero(sample.learned & ~np.insert(sample.learned[:-1], 0, False)).tolist()
+    turns = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    starts = _starts(sample)
+    each = len(starts) == len(turns) and not any(message.spans for message in conversation.messages) and 0 not in starts
     found = []
     for number, index in enumerate(turns, start=1):
+        if not each and number < len(turns):
+            continue
         try:
-            sent = tuple(_prompt(tokenizer, messages[:index]))
+            sent = tuple(_prompt(tokenizer, conversation, index))
         except TemplateError as error:
             found.append(PromptPair(sample, number, (), (), error.what))
             continue
-        # Each stretch that is learned is an answer where there are as many of the one as of the other.
-        end = starts[number - 1] if len(starts) == len(turns) else len(sent)
+        # Where answers are learned whole, the prompt is what stands before them; else it is as long as what is sent.
+        end = starts[number - 1] if each else len(sent)
         found.append(PromptPair(sample, number, tuple(sample.tokens[:end].tolist()), sent))
     return found
 
 
-def compare_some(samples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[PromptPair], int]:
-    """Compare an even part of many samples, 200 at most.
+def compare_some(
+    learned: Sequence[Example], held_out: Sequence[Example], whole: Mapping[int, Example], tokenizer: Tokenizer
+) -> tuple[list[PromptPair], int]:
+    """Compare an even part of many samples, 200 of each kind at most.
+
+    Args:
+        learned: the samples to learn.
+        held_out: those held out.
+        whole: by id those that were cut, as they were before.
+        tokenizer: the model's tokenizer.
 
     Returns:
         The pairs that differ, and how many samples were compared.
     """
-    chosen = samples[:: max(1, -(-len(samples) // _MOST_COMPARED))]
-    return unequal(pair for sample in chosen for pair in compare_prompts(sample, tokenizer)), len(chosen)
+    chosen = [one for samples in (learned, held_out) for one in samples[:: max(1, -(-len(samples) // _MOST_COMPARED))]]
+    pairs = (pair for one in chosen for pair in compare_prompts(whole.get(one.id, one), tokenizer))
+    return unequal(pairs), len(chosen)
 
 
 def unequal(pairs: Iterable[PromptPair]) -> list[PromptPair]:
@@ -94,5 +106,12 @@ def unequal(pairs: Iterable[PromptPair]) -> list[PromptPair]:
     return [pair for pair in pairs if not pair.equal]
 
 
-def _prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    return [int(token) for token in encode_prompt(tokenizer, messages)]
+def _starts(sample: Example) -> list[int]:
+    """Where each learned stretch starts."""
+    before = np.insert(sample.learned[:-1], 0, False)
+    starts: list[int] = np.flatnonzero(sample.learned & ~before).tolist()
+    return starts
+
+
+def _prompt(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> list[int]:
+    return [int(token) for token in encode_prompt(tokenizer, conversation.messages[:turn])]

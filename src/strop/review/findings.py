@@ -11,6 +11,8 @@ from strop.data.examples import Dataset
 from strop.data.findings import Finding, Instance, Severity
 from strop.data.prompts import PromptPair
 from strop.data.tokenizer import Tokenizer
+from strop.errors import DataError
+from strop.recipe import Recipe
 from strop.run.journal import Journal
 
 _RANK: Final[dict[Severity, int]] = {"stop": 0, "warn": 1, "note": 2}
@@ -18,9 +20,9 @@ _SHOWN: Final = 5
 
 
 def find(
+    recipe: Recipe,
     dataset: Dataset,
     tokenizer: Tokenizer,
-    max_tokens: int | None,
     context_tokens: int | None,
     unequal: Sequence[PromptPair],
     journal: Journal,
@@ -28,27 +30,71 @@ def find(
     """Look for everything that may be wrong.
 
     Args:
+        recipe: the recipe.
         dataset: what a run would learn from.
         tokenizer: the model's tokenizer.
-        max_tokens: the longest sample in force.
         context_tokens: the model's context.
         unequal: prompts that were trained and are not what chat sends.
         journal: is told how far the work has come.
     """
-    found = [*prompt_findings(unequal, tokenizer)]
+    found = [
+        *prompt_findings(unequal, tokenizer),
+        *_too_many_refused(recipe, dataset),
+        *_token_findings(recipe, dataset, tokenizer),
+        *_text_findings(recipe, dataset, tokenizer, context_tokens, journal),
+    ]
+    # What two of them see is said once.
+    by_kind = {finding.kind: finding for finding in reversed(found)}
+    return sorted((one for one in found if by_kind[one.kind] is one), key=lambda finding: _RANK[finding.severity])
+
+
+def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
+    """More records are refused than the recipe allows."""
+    accounting = _part("accounting")
+    if accounting is None:
+        return []
+    try:
+        accounting.check_refused(dataset, getattr(recipe.data, "refuse_limit", 1.0))
+    except DataError as error:
+        refused = [*dataset.refused, *dataset.held_out_refused]
+        instances = tuple(Instance(one.place, one.reason) for one in refused[:_SHOWN])
+        return [Finding("too-many-refused", "stop", error.what, error.do, len(refused), instances)]
+    return []
+
+
+def _token_findings(recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
+    """What the tokens show: nothing learned, no stop token, another model's template."""
+    checks = _part("checks")
+    if checks is None:
+        return []
+    cut_end = recipe.data.overlong == "cut_end"
+    samples = [*dataset.learned, *dataset.held_out]
+    return [
+        *checks.check_template(tokenizer),
+        *checks.check_samples(samples, tokenizer, learn=getattr(recipe.data, "learn", "answers"), cut_end=cut_end),
+        *checks.check_places(dataset.learned),
+        *checks.check_questions(recipe.watch.ask, dataset.learned),
+    ]
+
+
+def _text_findings(
+    recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, context_tokens: int | None, journal: Journal
+) -> list[Finding]:
+    """What the text shows: duplicates, leaks, broken characters, secrets, and all else that lint knows."""
     lint = _part("lint")
-    if lint is not None:
-        found += lint.lint(
-            [example.conversation for example in dataset.learned],
-            [example.conversation for example in dataset.held_out],
-            lengths=dataset.lengths_S.tolist(),
-            held_out_lengths=[len(example) for example in dataset.held_out],
-            max_tokens=max_tokens,
-            control_tokens=tuple(tokenizer.special_tokens),
-            context_tokens=context_tokens,
-            progress=journal.progress("looking for faults"),
-        )
-    return sorted(found, key=lambda finding: _RANK[finding.severity])
+    if lint is None:
+        return []
+    found: list[Finding] = lint.lint(
+        [example.conversation for example in dataset.learned],
+        [example.conversation for example in dataset.held_out],
+        lengths=dataset.lengths_S.tolist(),
+        held_out_lengths=[len(example) for example in dataset.held_out],
+        max_tokens=recipe.data.max_tokens,
+        control_tokens=tuple(tokenizer.special_tokens),
+        context_tokens=context_tokens,
+        progress=journal.progress("looking for faults"),
+    )
+    return found
 
 
 def prompt_findings(unequal: Sequence[PromptPair], tokenizer: Tokenizer) -> list[Finding]:

@@ -17,14 +17,14 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from strop.data.account import count_tokens, group_refusals
+from strop.data.counts import group_refusals, number_of
 from strop.data.lengths import quantiles
 from strop.data.preview import Piece as Token
-from strop.data.preview import Run, cut_place, length_histogram, sample_runs
+from strop.data.preview import Run, cut_place, histogram, sample_runs
 from strop.data.prompts import PromptPair, compare_prompts
 from strop.data.records import Example
 from strop.errors import UsageError
-from strop.review.survey import Selection, Survey, shapes
+from strop.review.survey import Selection, Survey, reading_notes, shapes
 from strop.run.charts import bar_chart
 from strop.run.figures import significant, whole
 from strop.run.page import Chart, Value, render, write_page
@@ -100,7 +100,7 @@ def _view(survey: Survey, selection: Selection) -> dict[str, Any]:
     return {
         "script": Markup(script),  # the package's own file
         "script_hash": Markup(f"'sha256-{digest}'"),
-        "name": _short(survey.recipe.data.train),
+        "name": _short(survey.data),
         "model_name": _short(survey.recipe.model),
         "stops": [finding.what for finding in survey.stops],
         "tiles": _tiles(survey),
@@ -142,7 +142,7 @@ def _share(part: float, all_of_it: float) -> str:
 
 def _tiles(survey: Survey) -> list[tuple[str, Value, str]]:
     dataset = survey.dataset
-    tokens, learned = count_tokens(dataset.learned)
+    tokens, learned = survey.tokens, survey.learned_tokens
     counts = [
         ("Samples to learn", len(dataset.learned), f"of {whole(survey.read)} read"),
         ("Held out", len(dataset.held_out), ""),
@@ -158,7 +158,7 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
     dataset = survey.dataset
     parts = f"{whole(len(dataset.learned))} learned + {whole(len(dataset.held_out))} held out"
     facts = [
-        ("Data", survey.recipe.data.train),
+        ("Data", survey.data),
         ("Model", str(survey.recipe.model)),
         ("Account", f"{whole(survey.read)} read = {parts} + {whole(len(survey.refused))} refused"),
         ("Longest sample allowed", f"{whole(survey.limit)} tokens" if survey.limit is not None else "no limit"),
@@ -166,13 +166,14 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
     ]
     if found := shapes(dataset):
         facts.append(("Shapes", ", ".join(f"{name} {whole(count)}" for name, count in found.items())))
+    facts += [("While reading", f"{words}: {whole(count)} records") for words, count in reading_notes(dataset).items()]
     if dataset.available > dataset.read:
         facts.append(("Rows", f"{whole(dataset.read)} of {whole(dataset.available)} in the data"))
     return facts
 
 
 def _chart(survey: Survey) -> Chart:
-    bars = length_histogram(survey.dataset.learned, buckets=24)
+    bars = histogram(survey.dataset.lengths_S.tolist(), buckets=24)
     edges: list[float] = [*(bar.low for bar in bars), bars[-1].high + 1]
     counts = [float(bar.count) for bar in bars]
     label = f"Lengths of {whole(sum(counts))} samples, from {whole(edges[0])} to {whole(edges[-1])} tokens"
@@ -193,13 +194,13 @@ def _quantiles(survey: Survey) -> list[tuple[str, str]]:
 
 def _limits(survey: Survey) -> list[dict[str, str]]:
     """Rows of the table of limits; shares are of what would be learned without any."""
-    samples = survey.to_learn
-    _, learned = count_tokens(samples)
+    samples, learned = survey.everything.over, survey.everything.learned
     return [
         {
-            "limit": whole(cost.max_tokens) + (" (in force)" if cost.max_tokens == survey.limit else ""),
+            "limit": whole(cost.max_tokens),
+            "in_force": "in force" if cost.max_tokens == survey.limit else "",
             "over": whole(cost.over),
-            "over_share": _share(cost.over, len(samples)),
+            "over_share": _share(cost.over, samples),
             "refused": whole(cost.learned),
             "refused_share": _share(cost.learned, learned),
             "cut": whole(cost.cut_learned),
@@ -213,25 +214,22 @@ def _packs(survey: Survey) -> list[tuple[str, str]]:
     fill = survey.fill
     of = "All samples" if fill.samples == len(survey.dataset.learned) else f"{whole(fill.samples)} samples"
     every = survey.recipe.train.samples_per_step
-    return [
-        (f"{of}, packed at once", f"{whole(fill.packs)} packs, {_share(fill.share, 1)} full; none cut, none padded"),
-        (
-            f"A step of {every} samples",
-            f"{whole(fill.step_tokens)} tokens in {significant(fill.step_packs, 2)} packs, in the mean",
-        ),
-    ]
+    packs = f"{whole(fill.packs)} {'pack' if fill.packs == 1 else 'packs'}, {_share(fill.share, 1)} full"
+    of_step = f"{whole(fill.step_tokens)} tokens and {significant(fill.step_packs, 2)} packs, in the mean"
+    return [(f"{of}, packed at once", f"{packs}; none cut, none padded"), (f"A step of {every} samples", of_step)]
 
 
 def _prompts(survey: Survey, selection: Selection) -> dict[str, Any]:
     """The comparison of prompts: the first that differs, else that of the first sample shown."""
     pair = survey.unequal[0] if survey.unequal else None
     if pair is None:
-        shown = [survey.whole.get(one.id, one) for one in selection.samples] or survey.dataset.learned[:1]
+        shown = [survey.uncut(one) for one in selection.samples] or [*survey.dataset.learned[:1]]
         pair = next((pair for one in shown for pair in compare_prompts(one, survey.tokenizer)), None)
     return {
         "compared": survey.compared,
         "unequal": len(survey.unequal),
         "pair": pair,
+        "number": number_of(pair.sample) if pair is not None else 0,
         "rows": _prompt_rows(pair, survey) if pair is not None else [],
     }
 
@@ -250,7 +248,7 @@ def _prompt_rows(pair: PromptPair, survey: Survey) -> list[tuple[int, str, str, 
 
 
 def _sample(survey: Survey, example: Example, held_out: set[int]) -> ShownSample:
-    uncut = survey.whole.get(example.id, example)
+    uncut = survey.uncut(example)
     cut = cut_place(example, uncut)
     facts = [f"{whole(len(example))} tokens", f"{whole(int(example.learned.sum()))} learned"]
     if example.id in held_out:
@@ -263,7 +261,7 @@ def _sample(survey: Survey, example: Example, held_out: set[int]) -> ShownSample
     if not all(pair.equal for pair in compare_prompts(uncut, survey.tokenizer)):
         warnings.append("its prompt is not what chat sends")
     runs = _shown_runs(sample_runs(example, survey.tokenizer), cut)
-    return ShownSample(example.id + 1, str(example.place), facts, warnings, runs)
+    return ShownSample(number_of(example), str(example.place), facts, warnings, runs)
 
 
 def _shown_runs(found: Sequence[Run], cut: int | None) -> list[ShownRun]:

@@ -8,12 +8,14 @@ No weight is read: a model's tokenizer, template and config are all that it take
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from strop.data.account import SourceCount, count_sources, count_tokens, group_refusals
+from strop.data.counts import SourceCount, count_sources, group_refusals, number_of
 from strop.data.examples import Dataset, prepare
 from strop.data.findings import Finding
 from strop.data.lengths import Fill, LimitCost, fill, limit_costs, limits, quantiles
@@ -45,11 +47,12 @@ class Survey:
         tokenizer: the model's tokenizer.
         context: the model's context in tokens; None where its config does not say.
         dataset: what a run would learn from.
-        whole: by `Example.id` the samples at their whole length, as far as the limit refused or cut some; else empty.
+        whole: by `Example.id` what the limit has cut or refused, at its whole length.
         findings: what was noticed, the gravest first.
         unequal: prompts that were trained and are not what chat sends.
         compared: samples whose prompts were compared.
         costs: what each limit would cost.
+        everything: what a limit of 0 would cost: all samples that there were without one, and all their tokens.
         fill: how full packs get.
         sources: what became of the records of each file or folder.
     """
@@ -64,8 +67,15 @@ class Survey:
     unequal: Sequence[PromptPair]
     compared: int
     costs: Sequence[LimitCost]
+    everything: LimitCost
     fill: Fill
     sources: Sequence[SourceCount]
+
+    @property
+    def data(self) -> str:
+        """What is learned from, in words."""
+        train: str | tuple[str, ...] = self.recipe.data.train
+        return train if isinstance(train, str) else ", ".join(train)
 
     @property
     def limit(self) -> int | None:
@@ -88,19 +98,28 @@ class Survey:
         return [finding for finding in self.findings if finding.severity == "stop"]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the samples to learn."""
+        return sum(source.tokens for source in self.sources)
+
+    @property
+    def learned_tokens(self) -> int:
+        """Their learned tokens."""
+        return sum(source.learned_tokens for source in self.sources)
+
+    @property
     def held_out_ids(self) -> set[int]:
         """The ids of the samples held out."""
         return {example.id for example in self.dataset.held_out}
 
     @property
-    def to_learn(self) -> list[Example]:
-        """The samples to learn at their whole length, and those that the limit keeps from being learned."""
-        return _to_learn(self.dataset, self.whole)
+    def samples(self) -> Iterator[Example]:
+        """The samples to learn and those held out, in reading order, each made when it is asked for."""
+        return merge(self.dataset.learned, self.dataset.held_out, key=_record_first)
 
-    @property
-    def samples(self) -> list[Example]:
-        """The samples to learn and those held out, in reading order."""
-        return sorted((*self.dataset.learned, *self.dataset.held_out), key=lambda example: example.id)
+    def uncut(self, example: Example) -> Example:
+        """A sample at its whole length."""
+        return self.whole.get(example.id, example)
 
     def packs(self, step: int, pack_tokens: int, share_prefixes: bool = False) -> list[Pack]:
         """The packs of a step, as the loop will lay them.
@@ -117,17 +136,16 @@ class Survey:
     def as_dict(self) -> dict[str, Any]:
         """The object of ``--json``."""
         dataset = self.dataset
-        tokens, learned_tokens = count_tokens(dataset.learned)
         bars = histogram(dataset.lengths_S.tolist())
         return {
-            "data": self.recipe.data.train,
+            "data": self.data,
             "model": self.recipe.model,
             "read": self.read,
             "learned": len(dataset.learned),
             "held_out": len(dataset.held_out),
             "refused": len(self.refused),
-            "tokens": tokens,
-            "learned_tokens": learned_tokens,
+            "tokens": self.tokens,
+            "learned_tokens": self.learned_tokens,
             "findings": [finding.as_dict() for finding in self.findings],
             "refusals": [
                 {"reason": one.reason, "cure": one.cure, "count": len(one.refusals), "places": places(one.refusals)}
@@ -139,6 +157,7 @@ class Survey:
                 for one in self.sources
             ],
             "shapes": dict(shapes(dataset)),
+            "reading": dict(reading_notes(dataset)),
             "lengths": {
                 **quantiles(dataset.lengths_S),
                 "bins": [bar.low for bar in bars] + [bar.high + 1 for bar in bars[-1:]],
@@ -191,12 +210,11 @@ def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Jour
         journal.note(f"the model's tokenizer is read, the model cannot be: {error.what}")
         context = None
     dataset = _prepare(recipe, tokenizer, context, journal, "reading data")
-    whole = _whole(recipe, dataset, tokenizer, context, journal)
-    to_learn = _to_learn(dataset, whole)
-    unequal, compared = compare_some([*to_learn, *(whole.get(one.id, one) for one in dataset.held_out)], tokenizer)
-    longest = max(map(len, to_learn))
-    limit = recipe.data.max_tokens
-    findings = find(dataset, tokenizer, limit or context, context, unequal, journal)
+    limit = recipe.data.max_tokens or context
+    whole = _whole(recipe, dataset, tokenizer, limit, journal)
+    unequal, compared = compare_some(dataset.learned, dataset.held_out, whole, tokenizer)
+    findings = find(recipe, dataset, tokenizer, context, unequal, journal)
+    everything, *costs = _costs(recipe, dataset, whole, context)
     train = recipe.train
     return Survey(
         recipe=recipe,
@@ -208,7 +226,8 @@ def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Jour
         findings=findings,
         unequal=unequal,
         compared=compared,
-        costs=limit_costs(to_learn, limits(longest, limit, context if context and context < 2 * longest else None)),
+        everything=everything,
+        costs=costs,
         fill=fill(dataset.learned, pack_tokens, samples_per_step=train.samples_per_step, seed=train.seed),
         sources=count_sources(dataset),
     )
@@ -226,32 +245,39 @@ def select(survey: Survey, numbers: Sequence[int], search: str | None, most: int
     Raises:
         UsageError: there is no record of a number.
     """
-    samples = survey.samples
     if numbers:
-        by_number = {example.id + 1: example for example in samples}
-        missing = [number for number in numbers if number not in by_number]
-        refused = [one for one in survey.refused if (one.place.line or one.place.item) in missing]
-        unknown = [number for number in missing if number not in {one.place.line or one.place.item for one in refused}]
-        if unknown:
-            raise UsageError(
-                f"--sample {unknown[0]}: there is no such sample",
-                expected=f"the number of a record in reading order, from {min(by_number)} to {max(by_number)}",
-                found="a record that is refused or not used" if 0 < unknown[0] <= max(by_number) else str(unknown[0]),
-                do="give another number, or find samples by their text: --search TEXT",
-            )
-        chosen = [by_number[number] for number in numbers if number in by_number]
-        return Selection(chosen, len(chosen), " asked for by number", refused)
+        return _numbered(survey, numbers)
     if search is not None:
         wanted = search.casefold()
-        hits = [example for example in samples if wanted in text_of(example, survey.tokenizer).casefold()]
-        return Selection(hits[:most], len(hits), f" that say {search!r}")
-    return Selection(samples[:most], len(samples), "")
+        hits = (example for example in survey.samples if wanted in text_of(example, survey.tokenizer).casefold())
+        first = list(islice(hits, most))
+        return Selection(first, len(first) + sum(1 for _ in hits), f" that say {search!r}")
+    total = len(survey.dataset.learned) + len(survey.dataset.held_out)
+    return Selection(list(islice(survey.samples, most)), total, "")
+
+
+def _numbered(survey: Survey, numbers: Sequence[int]) -> Selection:
+    wanted = set(numbers)
+    chosen = [example for example in survey.samples if number_of(example) in wanted]
+    missing = wanted.difference(map(number_of, chosen))
+    refused = [one for one in survey.refused if (one.place.line or one.place.item) in missing]
+    unknown = sorted(missing.difference(one.place.line or one.place.item for one in refused))
+    if unknown:
+        used = survey.dataset.available + survey.dataset.held_out_read
+        raise UsageError(
+            f"--sample {unknown[0]}: there is no such sample",
+            expected=f"the number of a record in reading order, from 1 to {used}",
+            found="a record that is refused or not used" if 0 < unknown[0] <= used else str(unknown[0]),
+            do="give another number, or find samples by their text: --search TEXT",
+        )
+    chosen.sort(key=lambda example: numbers.index(number_of(example)))
+    return Selection(chosen, len(chosen), " asked for by number", refused)
 
 
 def text_of(example: Example, tokenizer: Tokenizer) -> str:
     """What a sample says: its turns where they are known, else its tokens in words."""
-    if example.conversation is not None:
-        return "\n".join(message.content for message in example.conversation.messages)
+    if example.conversation is not None and example.conversation.messages:
+        return "\n".join(text for one in example.conversation.messages for text in (one.thinking or "", one.content))
     return tokenizer.decode(example.tokens.tolist())
 
 
@@ -262,14 +288,19 @@ def places(refusals: Sequence[Refusal], most: int = 5) -> list[str]:
 
 def shapes(dataset: Dataset) -> Mapping[str, int]:
     """How many records there are of each shape; empty where that is not known."""
-    found: Mapping[str, int] = getattr(dataset, "shapes", {})
+    return _counts(dataset, "shapes")
+
+
+def reading_notes(dataset: Dataset) -> Mapping[str, int]:
+    """What was noticed while reading, with the records that it concerns: rows of two shapes, columns nobody reads."""
+    unread = {f"the column {name!r} is not read": count for name, count in _counts(dataset, "unread").items()}
+    ambiguous = {f"read as {words}": count for words, count in _counts(dataset, "ambiguous").items()}
+    return {**ambiguous, **unread}
+
+
+def _counts(dataset: Dataset, name: str) -> Mapping[str, int]:
+    found: Mapping[str, int] = getattr(dataset, name, {})
     return found
-
-
-def _to_learn(dataset: Dataset, whole: Mapping[int, Example]) -> list[Example]:
-    taken = {example.id for example in (*dataset.learned, *dataset.held_out)}
-    kept = [whole.get(example.id, example) for example in dataset.learned]
-    return kept + [example for number, example in whole.items() if number not in taken]
 
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int | None, journal: Journal, what: str) -> Dataset:
@@ -284,13 +315,30 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int | None, journal:
 
 
 def _whole(
-    recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, context: int | None, journal: Journal
+    recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, limit: int | None, journal: Journal
 ) -> dict[int, Example]:
-    """Samples by id at their whole length; empty where no limit has touched any."""
-    limit = recipe.data.max_tokens or context
-    kept = recipe.data.overlong == "refuse" and not any(f"{limit} tokens" in one.reason for one in dataset.refused)
-    if limit is None or kept:
+    """What the limit has cut or refused, at its whole length, by id: found by preparing once more without it."""
+    untouched = recipe.data.overlong == "refuse" and not any(f"{limit} tokens" in one.reason for one in dataset.refused)
+    if limit is None or untouched:
         return {}
     unlimited = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": None})})
     without = _prepare(unlimited, tokenizer, None, journal, "reading data without the limit")
-    return {example.id: example for example in (*without.learned, *without.held_out)}
+    lengths = {example.id: len(example) for example in chain(dataset.learned, dataset.held_out)}
+    every = chain(without.learned, without.held_out)
+    return {example.id: example for example in every if lengths.get(example.id) != len(example)}
+
+
+def _costs(recipe: Recipe, dataset: Dataset, whole: Mapping[int, Example], context: int | None) -> list[LimitCost]:
+    """What limits cost, the limit of 0 first."""
+    held_out = {example.id for example in dataset.held_out} if whole else set()
+    cut_or_refused = [example for number, example in whole.items() if number not in held_out]
+    kept = (example for example in dataset.learned if example.id not in whole)
+    longest = max(int(dataset.lengths_S.max()), *map(len, cut_or_refused), 1)
+    # A context far beyond every sample says nothing here.
+    in_sight = context if context and context < 2 * longest else None
+    return limit_costs(chain(kept, cut_or_refused), [0, *limits(longest, recipe.data.max_tokens, in_sight)])
+
+
+def _record_first(example: Example) -> tuple[int, int]:
+    """Reading order: by the record, then by which of its samples it is."""
+    return number_of(example), example.id

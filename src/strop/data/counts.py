@@ -6,7 +6,7 @@ read = learned + held out + refused, for every file and for all of them together
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -14,6 +14,9 @@ import numpy as np
 
 from strop.data.examples import Dataset
 from strop.data.records import Example, Refusal
+
+_RECORD = (1 << 32) - 1
+"""The part of an `Example.id` that numbers the record; above it stands which of the record's samples this is."""
 
 _MOST_SOURCES = 12
 _SHOWN_PLACES = 5
@@ -44,6 +47,11 @@ class SourceCount:
         """Records that were read: the other three together."""
         return self.learned + self.held_out + self.refused
 
+    def add(self, other: SourceCount) -> None:
+        """Take in what another source counts."""
+        for name in ("learned", "held_out", "refused", "tokens", "learned_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -68,25 +76,36 @@ class Reason:
 def count_sources(dataset: Dataset) -> list[SourceCount]:
     """Count records and tokens by source: by file, or by folder where there are more than a dozen files.
 
+    Every sample is looked at once. Samples of one record count once as records.
+
     Returns:
-        The sources in natural order of their first record.
+        The sources, in the order of their names.
     """
-    refused = [*dataset.refused, *dataset.held_out_refused]
-    files = {one.place.file for one in (*dataset.learned, *dataset.held_out)} | {one.place.file for one in refused}
-    name_of = _names(files)
-    counts: defaultdict[str, SourceCount] = defaultdict(lambda: SourceCount(""))
+    by_file: defaultdict[str, SourceCount] = defaultdict(lambda: SourceCount(""))
     for example in dataset.learned:
-        count = counts[name_of(example.place.file)]
-        count.learned += 1
+        count = by_file[example.place.file]
+        count.learned += is_first(example)
         count.tokens += len(example)
         count.learned_tokens += int(np.count_nonzero(example.learned))
     for example in dataset.held_out:
-        counts[name_of(example.place.file)].held_out += 1
-    for refusal in refused:
-        counts[name_of(refusal.place.file)].refused += 1
-    for name, count in counts.items():
-        count.name = name
+        by_file[example.place.file].held_out += is_first(example)
+    for refusal in (*dataset.refused, *dataset.held_out_refused):
+        by_file[refusal.place.file].refused += 1
+    counts: dict[str, SourceCount] = {}
+    names = _names(by_file)
+    for file, one in by_file.items():
+        counts.setdefault(names[file], SourceCount(names[file])).add(one)
     return [counts[name] for name in sorted(counts)]
+
+
+def number_of(example: Example) -> int:
+    """The number of a sample's record in reading order, from 1, as people give it."""
+    return (example.id & _RECORD) + 1
+
+
+def is_first(example: Example) -> bool:
+    """Whether a sample is the first one, and mostly the only one, of its record."""
+    return example.id <= _RECORD
 
 
 def group_refusals(refused: Sequence[Refusal]) -> list[Reason]:
@@ -98,20 +117,11 @@ def group_refusals(refused: Sequence[Refusal]) -> list[Reason]:
     return [Reason(reason, found[0].cure, tuple(found)) for reason, found in by_count]
 
 
-def count_tokens(examples: Iterable[Example]) -> tuple[int, int]:
-    """All tokens of some samples, and the learned ones."""
-    tokens = learned = 0
-    for example in examples:
-        tokens += len(example)
-        learned += int(np.count_nonzero(example.learned))
-    return tokens, learned
-
-
-def _names(files: set[str]) -> Callable[[str], str]:
-    """What a file is counted under: itself, or the deepest folders that are few enough."""
-    deepest = max((len(PurePath(file).parts) for file in files), default=1)
-    for depth in range(deepest, 0, -1):
-        names = {file: str(PurePath(*PurePath(file).parts[:depth])) for file in files}
+def _names(files: Iterable[str]) -> dict[str, str]:
+    """What each file is counted under: itself, or the deepest of its folders of which there are few enough."""
+    parts = {file: PurePath(file).parts for file in files}
+    for depth in range(max(map(len, parts.values()), default=1), 0, -1):
+        names = {file: str(PurePath(*of_file[:depth])) for file, of_file in parts.items()}
         if len(set(names.values())) <= _MOST_SOURCES:
             break
-    return names.__getitem__ if files else str
+    return names
