@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from strop.data.preview import Kind, Run
-    from strop.data.records import Example
+    from strop.data.records import Example, Place
     from strop.data.tokenizer import Tokenizer
     from strop.review.survey import Selection, Survey
 
@@ -106,8 +106,8 @@ def show_packs(
         for index, document in enumerate(found):
             example = by_id[document.sample_id]
             after = f", goes on from document {document.continues + 1}" if document.continues is not None else ""
-            what = f"document {index + 1}: positions {document.start:,} to {document.end - 1:,}{after}"
-            _rule(f"{what}, sample {number_of(example)}, {example.place}", console)
+            what = f"document {index + 1}, sample {number_of(example)}"
+            _rule(what, example.place, f"positions {document.start:,} to {document.end - 1:,}{after}", console)
             _show_runs(document.runs, console, whole=False)
 
 
@@ -128,7 +128,7 @@ def _show_sample(
     if differing:
         facts.append("its prompt is not what chat sends")
     console.print()
-    _rule(f"sample {number_of(example)}, {example.place}: {', '.join(facts)}", console)
+    _rule(f"sample {number_of(example)}", example.place, ", ".join(facts), console)
     if tokens:
         _show_tokens(example, survey.tokenizer, console)
     else:
@@ -180,7 +180,7 @@ def _show_tokens(example: Example, tokenizer: Tokenizer, console: Console) -> No
 def _label(run: Run) -> str:
     """What a run is, in a word, with its weight where that is not the usual one."""
     usual = run.kind == "context" or run.weight == 1
-    return _LABELS[run.kind] if usual else f"{_LABELS[run.kind]} ×{run.weight:g}"
+    return _LABELS[run.kind] if usual else f"{_LABELS[run.kind]} x {run.weight:g}"
 
 
 def _text(text: str, kind: Kind, console: Console, whole: bool) -> Text:
@@ -203,11 +203,16 @@ def _text(text: str, kind: Kind, console: Console, whole: bool) -> Text:
     return shown
 
 
-def _rule(text: str, console: Console) -> None:
-    """A line that begins a sample or a document."""
+def _rule(what: str, place: Place, facts: str, console: Console) -> None:
+    """A line that begins a sample or a document: what it is, where it stands (its end, where room is short), facts."""
     from rich.text import Text
 
-    sign = "-" if console.options.ascii_only else "─"
-    line = Text(f"{sign * 2} {printable(text)} ", "bold cyan")
-    line.append(sign * max(console.width - line.cell_len, 0) if line.cell_len < console.width else "", "cyan")
+    ascii_only = console.options.ascii_only
+    sign, left_out = ("-", "...") if ascii_only else ("─", "…")
+    room = console.width - len(f"{sign * 2} {what}, : {facts} ")
+    where = printable(str(place))
+    if len(where) > room:
+        where = left_out + where[-max(room - len(left_out), 12) :]
+    line = Text(f"{sign * 2} {what}, {where}: {facts} ", "bold cyan")
+    line.append(sign * max(console.width - line.cell_len, 0), "cyan")
     console.print(line)

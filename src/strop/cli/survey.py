@@ -206,7 +206,8 @@ def _show_refusals(survey: Survey, console: Console) -> None:
     heading(f"refused: {len(survey.refused):,} of {survey.read:,} records", console)
     groups = group_refusals(survey.refused)
     for one in groups[:_MOST_REASONS]:
-        console.print(Text(f"{len(one.refusals):,} × {printable(one.reason)}", "yellow"))
+        times = "x" if console.options.ascii_only else "×"
+        console.print(Text(f"{len(one.refusals):,} {times} {printable(one.reason)}", "yellow"))
         console.print(_indented(f"do: {one.cure}", "green"))
         for refusal in one.first[:_SHOWN_INSTANCES]:
             found = f": {refusal.found}" if refusal.found else ""
