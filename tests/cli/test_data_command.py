@@ -215,6 +215,29 @@ def test_a_finding_that_stops_ends_with_exit_code_3(
     assert json.loads(out)["findings"][0]["severity"] == "stop"
 
 
+def test_a_cleaned_file_is_told_of(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strop.review import fix as room
+    from strop.review import survey as looking
+
+    solved = Finding("leaks", "stop", "1 sample leaks", "drop it", 1)
+    made = room.Cleaned(
+        Path("clean.jsonl"), 9, 1, (room.Change("leaks", "Dropped 1 sample.", (Instance(Place("f", 3), "x"),)),), ()
+    )
+    monkeypatch.setattr(room, "write_cleaned", lambda *_: made)
+    monkeypatch.setattr(looking, "find", lambda *_: [solved])
+    code, out, _ = run("data", str(data), "--model", str(model), "--fix", "clean.jsonl")
+    assert code == 0
+    assert "Dropped 1 sample. [leaks]\n    f:3: x" in out
+    assert "written: clean.jsonl, 9 samples; 1 refused records are not in it" in out
+    found = json.loads(run("data", str(data), "--model", str(model), "--fix", "clean.jsonl", "--json")[1])
+    assert found["fixed"]["written"] == 9
+    (tmp_path / "clean.jsonl").write_text("mine", encoding="utf-8")
+    code, _, err = run("data", str(data), "--model", str(model), "--fix", "clean.jsonl")
+    assert (code, "it is there already" in err) == (2, True)
+
+
 def test_no_torch_is_loaded(model: Path, data: Path) -> None:
     script = (
         "import sys\nfrom strop.cli.main import main\n"

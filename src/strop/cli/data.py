@@ -75,22 +75,27 @@ def data(
     for flag, target in (("--html", html), ("--fix", fix)):
         _refuse_no_folder(flag, target)
     resolved, pack_tokens, share_prefixes = _read(data, model, overrides)
+    from strop.review.fix import refuse_existing, write_cleaned
     from strop.review.survey import PACK_TOKENS, select, take_survey
     from strop.run.journal import Journal
 
+    if fix is not None:
+        refuse_existing(fix)
     pack_tokens = pack_tokens or PACK_TOKENS
     with TerminalListener(error_console()) as listener:
-        survey = take_survey(resolved.recipe, pack_tokens=pack_tokens, journal=Journal(None, listener))
+        journal = Journal(None, listener)
+        survey = take_survey(resolved.recipe, pack_tokens=pack_tokens, journal=journal)
+        cleaned = write_cleaned(survey, fix, journal) if fix is not None else None
     selection = select(survey, sample, search, _SHOWN_SAMPLES if show is None else show)
     if html is not None:
         from strop.review.page import write_survey
 
         write_survey(survey, select(survey, sample, search, _SHOWN_ON_PAGE if show is None else show), html)
     if json:
-        print_json(survey.as_dict())
+        print_json({**survey.as_dict(), **({"fixed": cleaned.as_dict()} if cleaned else {})})
     else:
         from strop.cli.samples import show_packs, show_samples
-        from strop.cli.survey import show_survey, show_verdict
+        from strop.cli.survey import show_cleaned, show_survey, show_verdict
 
         console = output_console()
         if step is not None or pack is not None:
@@ -102,11 +107,14 @@ def data(
             show_samples(survey, selection, console, whole=bool(sample), tokens=tokens)
             if everything:
                 show_verdict(survey, console)
+        if cleaned is not None:
+            show_cleaned(cleaned, console)
         if html is not None:
             console.print(f"written: {html}", soft_wrap=True)
-    if not survey.stops:
+    stops = [finding for finding in survey.stops if cleaned is None or not cleaned.solves(finding)]
+    if not stops:
         return 0
-    refusal = _refusal(survey.stops)
+    refusal = _refusal(stops)
     print_error(refusal)
     return refusal.exit_code
 

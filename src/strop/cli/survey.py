@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from strop.data.findings import Severity
+    from strop.review.fix import Cleaned
     from strop.review.survey import Survey
 
 _MOST_SOURCES, _MOST_REASONS, _MOST_FINDINGS, _SHOWN_INSTANCES = 12, 12, 30, 3
@@ -40,6 +41,22 @@ def show_verdict(survey: Survey, console: Console) -> None:
     _show_refusals(survey, console)
     _show_findings(survey, console)
     show_prompts(survey, console)
+
+
+def show_cleaned(cleaned: Cleaned, console: Console) -> None:
+    """Print what was done to the data and where the cleaned file is."""
+    from rich.text import Text
+
+    heading(f"cleaned: {len(cleaned.changes) or 'no'} changes", console)
+    for change in cleaned.changes:
+        console.print(Text.assemble((printable(change.what), "bold"), f" [{change.kind}]"))
+        for instance in change.instances[:_SHOWN_INSTANCES]:
+            console.print(_indented(f"{instance.place}: {instance.text}", "dim"))
+    if cleaned.left:
+        kinds = ", ".join(finding.kind for finding in cleaned.left)
+        console.print(Text(printable(f"still found, for you to decide: {kinds}"), "yellow"))
+    refused = f"; {cleaned.refused:,} refused records are not in it" if cleaned.refused else ""
+    console.print(f"written: {printable(str(cleaned.file))}, {cleaned.written:,} samples{refused}", soft_wrap=True)
 
 
 def heading(text: str, console: Console) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, overload
 
 from strop.data.examples import Dataset
 from strop.data.findings import Finding, Instance, Severity
 from strop.data.prompts import PromptPair
+from strop.data.records import Conversation, Example
 from strop.data.tokenizer import Tokenizer
 from strop.errors import DataError
 from strop.recipe import Recipe
@@ -50,7 +51,7 @@ def find(
 
 def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
     """More records are refused than the recipe allows."""
-    accounting = _part("accounting")
+    accounting = part("accounting")
     if accounting is None:
         return []
     try:
@@ -64,7 +65,7 @@ def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
 
 def _token_findings(recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
     """What the tokens show: nothing learned, no stop token, another model's template."""
-    checks = _part("checks")
+    checks = part("checks")
     if checks is None:
         return []
     cut_end = recipe.data.overlong == "cut_end"
@@ -81,12 +82,12 @@ def _text_findings(
     recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, context_tokens: int | None, journal: Journal
 ) -> list[Finding]:
     """What the text shows: duplicates, leaks, broken characters, secrets, and all else that lint knows."""
-    lint = _part("lint")
+    lint = part("lint")
     if lint is None:
         return []
     found: list[Finding] = lint.lint(
-        [example.conversation for example in dataset.learned],
-        [example.conversation for example in dataset.held_out],
+        _Conversations(dataset.learned),
+        _Conversations(dataset.held_out),
         lengths=dataset.lengths_S.tolist(),
         held_out_lengths=[len(example) for example in dataset.held_out],
         max_tokens=recipe.data.max_tokens,
@@ -95,6 +96,32 @@ def _text_findings(
         progress=journal.progress("looking for faults"),
     )
     return found
+
+
+class _Conversations(Sequence[Conversation]):
+    """What samples were made of, each taken when it is asked for."""
+
+    def __init__(self, samples: Sequence[Example]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> _Conversations: ...
+    def __getitem__(self, index: int | slice) -> Conversation | _Conversations:
+        if isinstance(index, slice):
+            return _Conversations(self._samples[index])
+        return _said(self._samples[index])
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return map(_said, self._samples)
+
+
+def _said(sample: Example) -> Conversation:
+    return sample.conversation or Conversation((), sample.place)
 
 
 def prompt_findings(unequal: Sequence[PromptPair], tokenizer: Tokenizer) -> list[Finding]:
@@ -121,7 +148,7 @@ def _difference(pair: PromptPair, tokenizer: Tokenizer) -> str:
     return f"answer {pair.turn}, token {at + 1}: trained {trained}, sent {sent}"
 
 
-def _part(name: str) -> Any:
+def part(name: str) -> Any:
     """A module of `strop.data` that may not be there yet."""
     full = f"strop.data.{name}"
     return importlib.import_module(full) if importlib.util.find_spec(full) else None
