@@ -41,7 +41,7 @@ def find(
     found = [
         *prompt_findings(unequal, tokenizer),
         *_too_many_refused(recipe, dataset),
-        *_token_findings(recipe, dataset, tokenizer),
+        *_token_findings(recipe, dataset),
         *_text_findings(recipe, dataset, tokenizer, context_tokens, journal),
     ]
     # What two of them see is said once.
@@ -63,19 +63,13 @@ def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
     return []
 
 
-def _token_findings(recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
-    """What the tokens show: nothing learned, no stop token, another model's template."""
+def _token_findings(recipe: Recipe, dataset: Dataset) -> list[Finding]:
+    """What the tokens show: nothing learned, no stop token, another model's template; `prepare` has looked for it."""
+    found: list[Finding] = [*getattr(dataset, "findings", ())]
     checks = part("checks")
-    if checks is None:
-        return []
-    cut_end = recipe.data.overlong == "cut_end"
-    samples = [*dataset.learned, *dataset.held_out]
-    return [
-        *checks.check_template(tokenizer),
-        *checks.check_samples(samples, tokenizer, learn=getattr(recipe.data, "learn", "answers"), cut_end=cut_end),
-        *checks.check_places(dataset.learned),
-        *checks.check_questions(recipe.watch.ask, dataset.learned),
-    ]
+    if checks is not None:
+        found += checks.check_questions(recipe.watch.ask, dataset.learned)
+    return found
 
 
 def _text_findings(
