@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 GSM8K = Path("/work/shared/data/gsm8k/train.jsonl")
 
 ROWS: list[dict[str, Any]] = [
-    *({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(10)),
+    *({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(30)),
     {"question": "小明有三个苹果,妈妈又给了他五个,他一共有几个苹果?", "answer": "一共 八个\t苹果 🙂"},
     {"question": "[bold]x[/bold] \x1b[2J", "answer": "<|im_end|> is text here"},
     {"question": "long " * 60, "answer": "word " * 400},
@@ -79,10 +79,10 @@ def console_of(width: int = 80, encoding: str = "utf-8", **more: Any) -> tuple[C
 def test_what_is_shown_without_flags(run: Run, model: Path, data: Path) -> None:
     code, out, err = run("data", str(data), "--model", str(model), "--data.eval", "2")
     assert code == 0
-    assert "14 records = 11 learned + 2 held out + 1 refused" in out
+    assert "34 records = 31 learned + 2 held out + 1 refused" in out
     assert "1 × the answer is empty" in out
-    assert f"{data}:14" in out
-    assert "equal, token for token, in 13 of 13 samples" in out
+    assert f"{data}:34" in out
+    assert "equal, token for token, in 33 of 33 samples" in out
     assert out.count("── sample ") == 3
     assert "reading data" in err
     assert "\x1b" not in out
@@ -99,7 +99,7 @@ def test_json_is_one_object_with_the_account(run: Run, model: Path, data: Path) 
     found = json.loads(out)
     account = ("read", "learned", "held_out", "refused", "tokens", "learned_tokens", "findings")
     assert all(name in found for name in account)
-    assert found["read"] == found["learned"] + found["held_out"] + found["refused"] == 14
+    assert found["read"] == found["learned"] + found["held_out"] + found["refused"] == 34
     assert (found["data"], found["model"], found["prompt_equal"]) == (str(data), str(model), True)
 
 
@@ -134,7 +134,7 @@ def test_a_recipe_is_data_and_model(run: Run, model: Path, data: Path, tmp_path:
         (["D"], 2, "no model is given", "--model smollm2-135m-instruct"),
         (["D", "--model", "M", "--step", "0"], 2, "--step does not take this value", "1 or more"),
         (["D", "--model", "M", "--show", "-1"], 2, "--show does not take this value", "0 or more"),
-        (["D", "--model", "M", "--sample", "14", "--sample", "99"], 2, "--sample 99: there is no such", "--search"),
+        (["D", "--model", "M", "--sample", "34", "--sample", "99"], 2, "--sample 99: there is no such", "--search"),
         (["D", "--model", "M", "--step", "1", "--pack", "9"], 2, "step 1 has no such pack", "leave --pack out"),
         (["D", "--model", "M", "--html", "no/where.html"], 2, "there is no folder no", "--html where.html"),
         (["D", "--model", "M", "--max-tokens", "5"], 2, "no flag --max-tokens", "--data.max_tokens"),
@@ -156,13 +156,13 @@ def test_what_is_wrong_is_told(
 
 
 def test_samples_are_asked_for_alone(run: Run, model: Path, data: Path) -> None:
-    _, out, _ = run("data", str(data), "--model", str(model), "--sample", "12", "--sample", "14")
+    _, out, _ = run("data", str(data), "--model", str(model), "--sample", "32", "--sample", "34")
     assert out.count("── sample ") == 1
-    assert "sample 12, " in out
-    assert f"{data}:14: refused" in out
+    assert "sample 32, " in out
+    assert f"{data}:34: refused" in out
     assert "max_tokens" not in out
     _, out, _ = run("data", str(data), "--model", str(model), "--search", "IT IS", "--show", "2")
-    assert "the first 2 of 10 samples that say 'IT IS'" in out
+    assert "the first 2 of 30 samples that say 'IT IS'" in out
     assert "no samples that say 'xyz'" in run("data", str(data), "--model", str(model), "--search", "xyz")[1]
 
 
@@ -267,7 +267,7 @@ def test_everything_fits_any_width_and_encoding(survey: Survey, width: int, enco
 
     console, screen = console_of(width, encoding)
     show_survey(survey, console)
-    show_samples(survey, select(survey, [], None, 20), console)
+    show_samples(survey, select(survey, [], None, 40), console)
     show_packs(survey, 1, None, 400, False, console)
     show_verdict(survey, console)
     text = screen.getvalue()
@@ -280,7 +280,7 @@ def test_everything_fits_any_width_and_encoding(survey: Survey, width: int, enco
 
 def test_what_a_run_is_stands_beside_it(survey: Survey) -> None:
     console, screen = console_of()
-    show_samples(survey, select(survey, [11], None, 1), console)
+    show_samples(survey, select(survey, [31], None, 1), console)
     lines = [line.rstrip() for line in screen.getvalue().splitlines()]
     labels = [line.split()[0] for line in lines if line and line[0] not in " ─"]
     assert labels == ["read", "learned", "stop", "read"]
@@ -299,13 +299,13 @@ def test_colours_on_a_terminal(survey: Survey, monkeypatch: pytest.MonkeyPatch) 
 def test_long_texts_lose_their_middle_unless_asked_for(survey: Survey) -> None:
     for whole in (False, True):
         console, screen = console_of()
-        show_samples(survey, select(survey, [13], None, 1), console, whole=whole)
+        show_samples(survey, select(survey, [33], None, 1), console, whole=whole)
         assert ("more characters" in screen.getvalue()) != whole
 
 
 def test_a_cut_is_marked(survey: Survey) -> None:
     console, screen = console_of()
-    show_samples(survey, select(survey, [13], None, 1), console)
+    show_samples(survey, select(survey, [33], None, 1), console)
     text = screen.getvalue()
     assert "cut at token 1,501" in text
     assert text.rstrip().splitlines()[-1].startswith("cut")

@@ -16,8 +16,9 @@ from tiny_tokenizers import write_folder
 
 HOSTILE = "</p></title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;b&gt;\x1b[2J"
 
+# So many right ones that the wrong ones are few enough for a run.
 ROWS: list[dict[str, Any]] = [
-    *({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(20)),
+    *({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}."} for n in range(80)),
     {"question": "小明有三个苹果", "answer": "一共 八个苹果 🙂"},
     {"question": f"hostile {HOSTILE}", "answer": f"hostile {HOSTILE}"},
     {"question": "long " * 60, "answer": "word " * 20 + "the end"},

@@ -63,7 +63,7 @@ def test_held_out_samples_of_the_same_data_are_in_it(surveyed: Take, tmp_path: P
     expected = [one.messages[0].content for one in samples if one is not None]
     assert questions(target) == [text for text in expected if "7" not in text]
     assert (cleaned.written, cleaned.refused) == (len(questions(target)), 3)
-    assert CALLS == [(17, 6), (6, 0)]
+    assert CALLS == [(77, 6), (6, 0)]
     assert sum(len(change.instances) for change in cleaned.changes) == sum("7" in text for text in expected)
 
 
@@ -73,7 +73,7 @@ def test_held_out_samples_of_another_file_are_not(surveyed: Take, tmp_path: Path
     target = tmp_path / "clean.jsonl"
     cleaned = write_cleaned(surveyed(data__eval=other), target, Journal(None, None))
     assert "else 9" not in questions(target)
-    assert CALLS == [(23, 1)]
+    assert CALLS == [(83, 1)]
     found = json.loads(json.dumps(cleaned.as_dict()))
     assert list(found) == ["file", "written", "refused", "changes", "left"]
     assert (found["written"], found["left"][0]["kind"]) == (cleaned.written, "eights")

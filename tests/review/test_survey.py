@@ -29,16 +29,16 @@ def test_the_account_is_that_of_prepare(surveyed: Take, model: Path, data: Path)
     assert survey.dataset.fingerprint == dataset.fingerprint
     found = survey.as_dict()
     assert list(found)[2:9] == ["read", "learned", "held_out", "refused", "tokens", "learned_tokens", "findings"]
-    assert (found["read"], found["held_out"], found["refused"]) == (26, 3, 3)
+    assert (found["read"], found["held_out"], found["refused"]) == (86, 3, 3)
     assert found["read"] == found["learned"] + found["held_out"] + found["refused"]
     assert found["tokens"] == sum(map(len, dataset.learned))
     assert found["learned_tokens"] == sum(int(example.learned.sum()) for example in dataset.learned)
     assert sum(found["lengths"]["counts"]) == found["learned"]
     assert all(low < high for low, high in pairwise(found["lengths"]["bins"]))
     assert [one["count"] for one in found["refusals"]] == [1, 1, 1]
-    assert found["refusals"][0]["places"] == [f"{data}:24"]
+    assert found["refusals"][0]["places"] == [f"{data}:84"]
     assert found["prompt_equal"] is True
-    assert found["prompts_compared"] == 23
+    assert found["prompts_compared"] == 83
     assert json.loads(json.dumps(found)) == found
 
 
@@ -46,8 +46,8 @@ def test_held_out_samples_of_their_own_file_are_read_too(surveyed: Take, data: P
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "q", "answer": "a"}\n{"question": "q"}\n', encoding="utf-8")
     found = surveyed(data__eval=other).as_dict()
-    assert (found["read"], found["learned"], found["held_out"], found["refused"]) == (28, 23, 1, 4)
-    assert [(one["name"], one["read"]) for one in found["sources"]] == [(str(data), 26), (str(other), 2)]
+    assert (found["read"], found["learned"], found["held_out"], found["refused"]) == (88, 83, 1, 4)
+    assert [(one["name"], one["read"]) for one in found["sources"]] == [(str(data), 86), (str(other), 2)]
 
 
 @pytest.mark.parametrize("way", ["refuse", "cut_prompt", "cut_end"])
@@ -88,11 +88,11 @@ def test_samples_by_number_by_text_and_from_the_first(surveyed: Take) -> None:
     survey = surveyed(data__eval=4)
     first = select(survey, [], None, 6)
     assert [example.place.line for example in first.samples] == [1, 2, 3, 4, 5, 6]
-    assert (first.found, first.words) == (23, "")
+    assert (first.found, first.words) == (83, "")
     held_out = survey.dataset.held_out[0]
-    numbered = select(survey, [21, held_out.id + 1], None, 0)
-    assert [example.place.line for example in numbered.samples] == [21, held_out.id + 1]
-    assert [example.place.line for example in select(survey, [], "苹果", 5).samples] == [21]
+    numbered = select(survey, [81, held_out.id + 1], None, 0)
+    assert [example.place.line for example in numbered.samples] == [81, held_out.id + 1]
+    assert [example.place.line for example in select(survey, [], "苹果", 5).samples] == [81]
     some = select(survey, [], "WHAT IS 1", 4)
     assert (len(some.samples), some.found) == (4, 11)
     assert select(survey, [], "nowhere", 4).found == 0
@@ -100,13 +100,13 @@ def test_samples_by_number_by_text_and_from_the_first(surveyed: Take) -> None:
 
 def test_a_refused_record_is_shown_by_its_number(surveyed: Take) -> None:
     survey = surveyed()
-    found = select(survey, [24, 1], None, 3)
+    found = select(survey, [84, 1], None, 3)
     assert [refusal.reason for refusal in found.refused] == ["the question is empty"]
     assert [example.place.line for example in found.samples] == [1]
-    for number in (0, 27, -1):
+    for number in (0, 87, -1):
         with pytest.raises(UsageError, match=f"--sample {number}: there is no such sample") as caught:
             select(survey, [number], None, 3)
-        assert "from 1 to 26" in caught.value.expected
+        assert "from 1 to 86" in caught.value.expected
 
 
 def test_a_prompt_that_differs_stops_a_run(surveyed: Take) -> None:

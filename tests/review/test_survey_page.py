@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 def way_limit(surveyed: Take) -> int:
     """A limit that leaves the last answer all but its end."""
-    (longest,) = select(surveyed(data__eval=0), [23], None, 1).samples
+    (longest,) = select(surveyed(data__eval=0), [83], None, 1).samples
     return len(longest) - 12
 
 
@@ -59,24 +59,24 @@ def page_of(survey: Survey, folder: Path, *numbers: int, most: int = 50) -> Page
 
 def test_the_page_says_what_is_there(surveyed: Take, tmp_path: Path) -> None:
     survey = surveyed(data__eval=2, data__max_tokens=200)
-    found = page_of(survey, tmp_path)
+    found = page_of(survey, tmp_path, most=82)
     values = [attributes["value"] for tag, attributes in found.tags if tag == "data"]
-    assert values == ["20", "2", "4", str(survey.tokens), str(survey.learned_tokens), str(len(survey.findings))]
+    assert values == ["80", "2", "4", str(survey.tokens), str(survey.learned_tokens), str(len(survey.findings))]
     for text in ("longer than 200 tokens", "the question is empty", "the column 'answer' is missing", "in force"):
         assert text in found.text
     assert "Equal, token for token, in all" in found.text
     charts = [ElementTree.fromstring(svg) for svg in re.findall(r'<svg [^>]*class="chart".*?</svg>', found.source)]
     assert len(charts) == 2
     samples = [attributes for tag, attributes in found.tags if tag == "article" and "data-number" in attributes]
-    assert [one["data-number"] for one in samples] == [str(number) for number in range(1, 23)]
+    assert [one["data-number"] for one in samples] == [str(number) for number in range(1, 83)]
     one = survey.dataset.learned[0]
     assert f'<i title="{one.tokens[0]} ' in found.source
 
 
 def test_every_token_of_a_sample_is_there(surveyed: Take, tmp_path: Path) -> None:
     survey = surveyed(data__eval=0)
-    found = page_of(survey, tmp_path, 21)
-    (example,) = select(survey, [21], None, 1).samples
+    found = page_of(survey, tmp_path, 81)
+    (example,) = select(survey, [81], None, 1).samples
     titles = [attributes["title"] or "" for tag, attributes in found.tags if tag == "i"]
     ids = [int(number) for title in titles for number in re.match(r"[\d ]+", title)[0].split()]  # type: ignore[index]
     assert ids == example.tokens.tolist()
@@ -89,7 +89,7 @@ def test_every_token_of_a_sample_is_there(surveyed: Take, tmp_path: Path) -> Non
 def test_a_cut_is_marked_where_it_is(surveyed: Take, tmp_path: Path) -> None:
     for way, behind in (("cut_prompt", "user↵\n"), ("cut_end", "word·wo")):
         survey = surveyed(data__eval=0, data__max_tokens=way_limit(surveyed), data__overlong=way)
-        found = page_of(survey, tmp_path, 23)
+        found = page_of(survey, tmp_path, 83)
         assert found.text.count("cut here") == 1
         assert "tokens are cut" in found.text
         assert found.text.partition("cut here")[0].endswith(behind)
@@ -98,7 +98,7 @@ def test_a_cut_is_marked_where_it_is(surveyed: Take, tmp_path: Path) -> None:
 def test_so_many_samples_and_no_more(surveyed: Take, tmp_path: Path) -> None:
     found = page_of(surveyed(data__eval=0), tmp_path, most=5)
     assert sum(tag == "article" and "data-number" in attributes for tag, attributes in found.tags) == 5
-    assert "The first 5 of 23 samples; strop data --show N puts more on the page" in " ".join(found.text.split())
+    assert "The first 5 of 83 samples; strop data --show N puts more on the page" in " ".join(found.text.split())
 
 
 def test_nothing_of_the_data_becomes_markup(surveyed: Take, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_nothing_of_the_data_becomes_markup(surveyed: Take, tmp_path: Path) -> N
     survey = surveyed(data__eval=0)
     text = "</li><script>alert(3)</script><img src=x onerror=alert(4)>\"'"
     finding = Finding(text, "warn", text, text, 1, (Instance(Place(text, 1), text),))
-    trapped = page_of(replace(survey, findings=[finding]), tmp_path, 22)
+    trapped = page_of(replace(survey, findings=[finding]), tmp_path, 82)
     plain = page_of(replace(survey, findings=[replace(finding, kind="k", what="w")]), tmp_path, 1)
     assert {tag for tag, _ in trapped.tags} == {tag for tag, _ in plain.tags}
     assert [tag for tag, _ in trapped.tags].count("script") == 1

@@ -85,8 +85,8 @@ def data(
     with TerminalListener(error_console()) as listener:
         journal = Journal(None, listener)
         survey = take_survey(resolved.recipe, pack_tokens=pack_tokens, journal=journal)
+        selection = select(survey, sample, search, _SHOWN_SAMPLES if show is None else show)
         cleaned = write_cleaned(survey, fix, journal) if fix is not None else None
-    selection = select(survey, sample, search, _SHOWN_SAMPLES if show is None else show)
     if html is not None:
         from strop.review.page import write_survey
 

@@ -156,7 +156,7 @@ def _show_lengths(survey: Survey, console: Console) -> None:
     from rich.text import Text
 
     from strop.data.lengths import quantiles
-    from strop.data.preview import histogram
+    from strop.data.preview import length_histogram
 
     heading("lengths of the samples to learn, in tokens", console)
     figures = quantiles(survey.dataset.lengths_S)
@@ -164,7 +164,7 @@ def _show_lengths(survey: Survey, console: Console) -> None:
     keys = ("shortest", "median", "mean", "percentile_95", "percentile_99", "longest")
     parts = [f"{name} {figures[key]:,.0f}" for name, key in zip(names, keys, strict=True)]
     console.print(Text("   ".join(parts)))
-    bars = histogram(survey.dataset.lengths_S.tolist())
+    bars = length_histogram(survey.dataset.lengths_S)
     most = max(one.count for one in bars)
     grid = Table(box=None, pad_edge=False, show_header=False)
     grid.add_column(justify="right", style="dim", no_wrap=True)

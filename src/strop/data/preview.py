@@ -200,28 +200,25 @@ def segments(example: Example, tokenizer: Tokenizer) -> list[tuple[str, Kind]]:
     return runs
 
 
-def length_histogram(examples: Iterable[Example], buckets: int = 12) -> list[Bucket]:
+def length_histogram(examples: Sequence[Example] | npt.NDArray[np.int64], buckets: int = 12) -> list[Bucket]:
     """Count samples by length.
 
     Args:
-        examples: the samples.
+        examples: the samples, or their lengths [S].
         buckets: at most so many bars, all of one width: 1, 2 or 5 times a power of ten.
 
     Returns:
         The bars from the shortest sample's to the longest one's, empty ones between them included.
     """
-    return histogram([len(example) for example in examples], buckets)
-
-
-def histogram(lengths: Sequence[int], buckets: int = 12) -> list[Bucket]:
-    """Count lengths, in bars as `length_histogram` has them."""
-    if not lengths:
+    if isinstance(examples, np.ndarray):
+        lengths_S = examples
+    else:
+        lengths_S = np.array([len(example) for example in examples], np.int64)
+    if not len(lengths_S):
         return []
-    low, high = min(lengths), max(lengths)
+    low, high = int(lengths_S.min()), int(lengths_S.max())
     widths = (factor * 10**power for power in range(20) for factor in (1, 2, 5))
     width = next(width for width in widths if high // width - low // width < buckets)
     first = low // width
-    counts = [0] * (high // width - first + 1)
-    for length in lengths:
-        counts[length // width - first] += 1
+    counts = np.bincount(lengths_S // width - first).tolist()
     return [Bucket((first + i) * width, (first + i + 1) * width - 1, count) for i, count in enumerate(counts)]

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from strop.data.counts import group_refusals, number_of
 from strop.data.lengths import quantiles
 from strop.data.preview import Piece as Token
-from strop.data.preview import Run, cut_place, histogram, sample_runs
+from strop.data.preview import Run, cut_place, length_histogram, sample_runs
 from strop.data.prompts import PromptPair, compare_prompts
 from strop.data.records import Example
 from strop.errors import UsageError
@@ -173,7 +173,7 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
 
 
 def _chart(survey: Survey) -> Chart:
-    bars = histogram(survey.dataset.lengths_S.tolist(), buckets=24)
+    bars = length_histogram(survey.dataset.lengths_S, buckets=24)
     edges: list[float] = [*(bar.low for bar in bars), bars[-1].high + 1]
     counts = [float(bar.count) for bar in bars]
     label = f"Lengths of {whole(sum(counts))} samples, from {whole(edges[0])} to {whole(edges[-1])} tokens"

@@ -21,7 +21,7 @@ from strop.data.findings import Finding
 from strop.data.lengths import Fill, LimitCost, fill, limit_costs, limits, quantiles
 from strop.data.order import step_samples
 from strop.data.packing import Pack, pack
-from strop.data.preview import histogram
+from strop.data.preview import length_histogram
 from strop.data.prompts import PromptPair, compare_some
 from strop.data.records import Example, Refusal
 from strop.data.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ class Survey:
     def as_dict(self) -> dict[str, Any]:
         """The object of ``--json``."""
         dataset = self.dataset
-        bars = histogram(dataset.lengths_S.tolist())
+        bars = length_histogram(dataset.lengths_S)
         return {
             "data": self.data,
             "model": self.recipe.model,
@@ -260,7 +260,11 @@ def _numbered(survey: Survey, numbers: Sequence[int]) -> Selection:
     wanted = set(numbers)
     chosen = [example for example in survey.samples if number_of(example) in wanted]
     missing = wanted.difference(map(number_of, chosen))
-    refused = [one for one in survey.refused if (one.place.line or one.place.item) in missing]
+    # Of a refusal only the place is known: in data of one file that is its number.
+    alone = {source.name for source in survey.sources} if len(survey.sources) == 1 else set()
+    refused = [
+        one for one in survey.refused if one.place.file in alone and (one.place.line or one.place.item) in missing
+    ]
     unknown = sorted(missing.difference(one.place.line or one.place.item for one in refused))
     if unknown:
         used = survey.dataset.available + survey.dataset.held_out_read
