@@ -98,7 +98,23 @@ def test_a_cut_is_marked_where_it_is(surveyed: Take, tmp_path: Path) -> None:
 def test_so_many_samples_and_no_more(surveyed: Take, tmp_path: Path) -> None:
     found = page_of(surveyed(data__eval=0), tmp_path, most=5)
     assert sum(tag == "article" and "data-number" in attributes for tag, attributes in found.tags) == 5
-    assert "The first 5 of 83 samples; strop data --show N puts more on the page" in " ".join(found.text.split())
+    assert "The first 5 of 83 samples; strop data shows any of them" in " ".join(found.text.split())
+
+
+def test_a_page_holds_no_more_tokens_than_a_telephone_can(
+    surveyed: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strop.review import page as room
+
+    survey = surveyed(data__eval=0)
+    monkeypatch.setattr(room, "_MOST_TOKENS", 20)
+    monkeypatch.setattr(room, "_MOST_PAGE_TOKENS", 50)
+    found = page_of(survey, tmp_path)
+    assert found.text.count("the first 20 tokens are shown") == 2
+    assert "The first 2 of 83 samples" in found.text
+    assert sum(tag == "i" for tag, _ in found.tags) == 40
+    monkeypatch.setattr(room, "_MOST_PAGE_TOKENS", 5)
+    assert "The first 1 of 83 samples" in page_of(survey, tmp_path).text
 
 
 def test_nothing_of_the_data_becomes_markup(surveyed: Take, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -34,6 +35,9 @@ _TEMPLATE: Final = Path(__file__).with_name("survey_template.html.jinja")
 _SCRIPT: Final = Path(__file__).with_name("search.js")
 
 _MOST_TOKENS = 6_000
+_MOST_PAGE_TOKENS = 100_000
+"""Tokens of all samples on a page together: 6 MB, which a telephone still opens."""
+
 _MOST_PROMPT_TOKENS = 400
 _MOST_PLACES = 20
 _MOST_REASONS, _MOST_FINDINGS, _MOST_SOURCES = 40, 60, 60
@@ -119,7 +123,7 @@ def _view(survey: Survey, selection: Selection) -> dict[str, Any]:
         "findings": survey.findings[:_MOST_FINDINGS],
         "more_findings": max(len(survey.findings) - _MOST_FINDINGS, 0),
         "prompts": _prompts(survey, selection),
-        "samples": [_sample(survey, example, held_out) for example in selection.samples],
+        "samples": [_sample(survey, example, held_out) for example in _as_fit(selection.samples)],
         "found": selection.found,
         "found_words": selection.words,
         "whole": whole,
@@ -245,6 +249,16 @@ def _prompt_rows(pair: PromptPair, survey: Survey) -> list[tuple[int, str, str, 
         words = ["nothing" if one is None else f"{one} {survey.tokenizer.decode([one])!r}" for one in sides]
         rows.append((at + 1, words[0], words[1], sides[0] == sides[1]))
     return rows
+
+
+def _as_fit(samples: Sequence[Example]) -> list[Example]:
+    """As many of the first samples as a page should hold, at least one."""
+    ends = accumulate(min(len(example), _MOST_TOKENS) for example in samples)
+    return [
+        example
+        for number, (example, end) in enumerate(zip(samples, ends, strict=True))
+        if not number or end <= _MOST_PAGE_TOKENS
+    ]
 
 
 def _sample(survey: Survey, example: Example, held_out: set[int]) -> ShownSample:
