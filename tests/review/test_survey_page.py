@@ -62,7 +62,8 @@ def test_the_page_says_what_is_there(surveyed: Take, tmp_path: Path) -> None:
     found = page_of(survey, tmp_path, most=82)
     values = [attributes["value"] for tag, attributes in found.tags if tag == "data"]
     assert values == ["80", "2", "4", str(survey.tokens), str(survey.learned_tokens), str(len(survey.findings))]
-    for text in ("longer than 200 tokens", "the question is empty", "the column 'answer' is missing", "in force"):
+    assert len(survey.refused) == 4
+    for text in ("longer than 200 tokens", "in force", *(refusal.reason for refusal in survey.refused)):
         assert text in found.text
     assert "Equal, token for token, in all" in found.text
     charts = [ElementTree.fromstring(svg) for svg in re.findall(r'<svg [^>]*class="chart".*?</svg>', found.source)]

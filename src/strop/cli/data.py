@@ -149,7 +149,7 @@ def _refusal(stops: Iterable[Finding]) -> DataError:
     first = stops[0]
     found = [f"{one.place}: {one.text}" for one in first.instances[:3]]
     return DataError(
-        "a run on this data would be refused: " + "; ".join(finding.what for finding in stops),
+        "a run on this data would be refused: " + "; ".join(finding.what.rstrip(".") for finding in stops),
         found="\n".join(found),
         do=first.do,
     )

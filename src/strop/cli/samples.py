@@ -55,8 +55,8 @@ def show_samples(
         console.print(Text(printable(f"{refusal.reason}{': ' + refusal.found if refusal.found else ''}"), "yellow"))
         console.print(Text(printable(f"do: {refusal.cure}"), "green"))
     if not selection.samples:
-        if not selection.refused:
-            heading(f"{selection.found or 'no'} samples{selection.words}", console)
+        if not selection.found and not selection.refused:
+            heading(f"no samples{selection.words}", console)
         return
     if selection.found > len(selection.samples):
         heading(f"the first {len(selection.samples)} of {selection.found:,} samples{selection.words}", console)

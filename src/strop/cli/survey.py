@@ -11,7 +11,7 @@ from strop.cli.show import show_facts
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
+    from rich.padding import Padding
 
     from strop.data.findings import Severity
     from strop.review.fix import Cleaned
@@ -47,7 +47,8 @@ def show_cleaned(cleaned: Cleaned, console: Console) -> None:
     """Print what was done to the data and where the cleaned file is."""
     from rich.text import Text
 
-    heading(f"cleaned: {len(cleaned.changes) or 'no'} changes", console)
+    count = len(cleaned.changes)
+    heading(f"cleaned: {count or 'no'} {'change' if count == 1 else 'changes'}", console)
     for change in cleaned.changes:
         console.print(Text.assemble((printable(change.what), "bold"), f" [{change.kind}]"))
         for instance in change.instances[:_SHOWN_INSTANCES]:
@@ -251,10 +252,12 @@ def _show_findings(survey: Survey, console: Console) -> None:
     _more(len(survey.findings) - _MOST_FINDINGS, "findings", console)
 
 
-def _indented(text: str, style: str, indent: int = 4) -> Text:
+def _indented(text: str, style: str, indent: int = 4) -> Padding:
+    """A text on one line, or on as many as it needs, below what it belongs to."""
+    from rich.padding import Padding
     from rich.text import Text
 
-    return Text(" " * indent + " ".join(printable(text).split()), style)
+    return Padding(Text(" ".join(printable(text).split()), style), (0, 0, 0, indent))
 
 
 def _more(count: int, what: str, console: Console, indent: int = 0) -> None:

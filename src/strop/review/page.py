@@ -219,7 +219,10 @@ def _packs(survey: Survey) -> list[tuple[str, str]]:
     of = "All samples" if fill.samples == len(survey.dataset.learned) else f"{whole(fill.samples)} samples"
     every = survey.recipe.train.samples_per_step
     packs = f"{whole(fill.packs)} {'pack' if fill.packs == 1 else 'packs'}, {_share(fill.share, 1)} full"
-    of_step = f"{whole(fill.step_tokens)} tokens and {significant(fill.step_packs, 2)} packs, in the mean"
+    mean_packs = significant(fill.step_packs, 2)
+    of_step = (
+        f"{whole(fill.step_tokens)} tokens in {mean_packs} {'pack' if mean_packs == '1' else 'packs'}, in the mean"
+    )
     return [(f"{of}, packed at once", f"{packs}; none cut, none padded"), (f"A step of {every} samples", of_step)]
 
 
