@@ -21,8 +21,10 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     packing     samples to packs, never split and never padded
     prefixes    beginnings that samples share, computed once a pack
     cache       encoded samples, kept between commands
-    preview     what is learned, for the eye
     checks      refusals that save a run
+    preview     what is learned, for the eye, token by token
+    counts, lengths   a data set counted: by source and reason, by length and limit
+    prompts     the prompt that was trained beside the prompt that chat sends
     findings    what is noticed about a data set
     problems    the arithmetic problems of the demo
 
