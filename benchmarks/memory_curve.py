@@ -64,7 +64,7 @@ POINTS = [
     Point("smollm2", "all-linear", 16, 0.0, 8, 2048, 0.5, 3),
     *(Point("1b", "q_proj,k_proj,v_proj", 8, 0.0, 4, 512, share, 2) for share in (0.0, 1.0)),
     *(Point("1b", "all-linear", 16, 0.0, 4, 512, share, 2) for share in (0.0, 0.5)),
-    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 8, 512, 6e9, 1),
+    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 10, 512, 6e9, 1),
     Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 2, 512, 1.0, 1),
 ]
 
@@ -305,7 +305,7 @@ def main() -> None:
             if not high:
                 low, high = run_point(point, None, plan_alone=True)["front"]
                 fronts[key] = (low, high)
-            wanted = int(low * 1.03 + (high - low) * point.share)
+            wanted = int(low * 1.05 + (high - low) * point.share)
         measured = run_point(point, wanted)
         memory = measured["forecast_bytes"] / measured["peak_bytes"] - 1
         duration = measured["forecast_step_seconds"] / measured["step_seconds"] - 1
