@@ -18,12 +18,14 @@ PROSE = 60
 
 _ENDS = frozenset(".!?。！？…．｡؟।\"'”’」』)）]】}》>*`~_$|#:：;；%％°℃²³✓✔♪→←=")
 _MIDDLE = frozenset(",，、([{（【《“「『–—&+×÷")
-_ENGLISH_MIDDLE = frozenset(
-    "the a an of and or to in with is are was were that which for because by from as at be their its his your our my "
-    "into than but if when while where who whose has have had will would can could should may might must".split()
+_ENGLISH_MIDDLE = re.compile(
+    r"(?:^|[\s(])(?:the|a|an|of|and|or|to|in|with|is|are|was|were|that|which|for|because|by|from|as|at|be|their|its|his"
+    r"|your|our|my|into|than|but|if|when|while|where|who|whose|has|have|had|will|would|can|could|should|may|might|must"
+    r"|The|An|And|Or|To|With|Is|Are|That|Which|For|Because|If|When|This)$"
 )
-_CHINESE_MIDDLE = re.compile(r"(?:因为|所以|以及|并且|而且|但是|如果|由于|例如|比如|或者|和|与|或|及|把|被|从|向|由|因|若|且)$")
-_LAST_WORD = re.compile(r"(?:^|[\s(])([A-Za-z]+)$")
+_CHINESE_MIDDLE = re.compile(
+    r"(?:因为|所以|以及|并且|而且|但是|如果|由于|例如|比如|或者|和|与|或|及|把|被|从|向|由|因|若|且)$"
+)
 _CJK_END = re.compile("[\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3]$")
 _ONE_WORD = re.compile(r"[^\s,，。;；]+")
 _FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})", re.MULTILINE)
@@ -31,13 +33,16 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{(\w+\*?)\}")
 _DOLLARS = re.compile(r"(?<!\\)\$\$")
 _FORMULA = re.compile(r"\\[A-Za-z]+|[\^_]\{")
 
+_SORRY = r"^\W*(?:(?:I(?:'|’)m|I am) (?:very |so |really )?)?sorry,? (?:but )?"
+_CANNOT = r"I(?: (?:can(?:'|’)?t|cannot|am unable to|am not able to|won(?:'|’)t)|(?:'|’)m (?:unable|not able) to) "
+_REFUSED = (
+    r"(?:assist|help (?:you )?with|provide|fulfil|comply|answer|generate|create|do that|discuss|engage|access|browse)"
+)
 _REFUSAL = re.compile(
     r"as an? (?:AI|artificial intelligence|(?:large )?language model|AI (?:language )?model|AI assistant)\b"
-    r"|^\W*(?:I(?:'|’)m|I am) (?:very |so |really )?sorry,? (?:but )?(?:I|as an)\b(?! (?:can(?:'|’)?t|cannot) (?:believe|help but|imagine|wait))"
-    r"|^\W*(?:(?:I(?:'|’)m )?sorry,? (?:but )?|unfortunately,? )?I (?:can(?:'|’)?t|cannot|am unable to|(?:'|’)m unable to|am not able to|won(?:'|’)t)"
-    r" (?:assist|help (?:you )?with|provide|fulfil|comply|answer|generate|create|do that|discuss|engage|access|browse)"
+    rf"|{_SORRY}as an?\b|(?:{_SORRY}|^\W*(?:unfortunately,? )?){_CANNOT}{_REFUSED}"
     r"|^\W*(?:很|非常|十分)?(?:抱歉|对不起|遗憾)[，,。！!\s]*(?:但)?(?:作为|我)?.{0,12}(?:无法|不能|没有办法|不可以|没法|不便)"
-    r"|作为(?:一个|一名|一款)?(?:AI|人工智能|语言模型|大?型?语言模型|智能助手|人工智能助手)[^。]{0,12}(?:，|,|我|无法|不能|模型)"
+    r"|作为(?:一个|一名|一款)?(?:AI|人工智能|大?型?语言模型|智能助手)[^。]{0,12}(?:，|,|我|无法|不能|模型)"
     r"|^\W*我(?:无法|不能)(?:提供|回答|满足|协助|帮助您|完成|生成|访问)",
     re.IGNORECASE,
 )
@@ -107,7 +112,7 @@ def width(text: str) -> int:
 
 
 def unclosed(text: str) -> int | None:
-    """Where what is never closed begins: a code block, display formula, LaTeX environment, \\boxed{; None for nowhere."""
+    """Where what is never closed begins: a code block, formula, LaTeX environment, \\boxed{; None for nowhere."""
     if "```" in text or "~~~" in text:
         opened: tuple[str, int] | None = None
         for fence in _FENCE.finditer(text):
@@ -120,8 +125,8 @@ def unclosed(text: str) -> int | None:
         text = re.sub(r"```.*?```", lambda block: " " * len(block[0]), text, flags=re.DOTALL)
     if (at := text.rfind("\\boxed{")) >= 0 and _brace_open(text[at + 6 :]):
         return at
-    if "$" in text and (at := _formula_open(text)) is not None:
-        return at
+    if "$" in text and (dollar := _formula_open(text)) is not None:
+        return dollar
     if "\\begin{" in text:
         stack: list[tuple[str, int]] = []
         for found in _ENVIRONMENT.finditer(text):
@@ -166,8 +171,7 @@ def cut_off(text: str) -> bool:
     if last.isalpha():
         if _CJK_END.search(last):
             return _CHINESE_MIDDLE.search(text) is not None
-        word = _LAST_WORD.search(text[-24:])
-        return word is not None and word[1].lower() in _ENGLISH_MIDDLE and word[1] not in ("A", "I")
+        return _ENGLISH_MIDDLE.search(text[-24:]) is not None
     return False
 
 
@@ -200,10 +204,10 @@ def common_cut(lengths: Sequence[int], unfinished: Sequence[bool], least: int) -
             counts[length] = counts.get(length, 0) + 1
             open_ones[length] = open_ones.get(length, 0) + opened
     cuts = []
-    for length, opened in open_ones.items():
+    for length, many in open_ones.items():
         reach = max(8, length // 20)
         beside = sum(counts.get(near, 0) for near in range(length - reach, length + reach + 1) if near != length)
         expected = beside / (2 * reach)
-        if opened >= 5 and opened * 2 >= counts[length] and counts[length] >= 8 * expected:
+        if many >= 5 and many * 2 >= counts[length] and counts[length] >= 8 * expected:
             cuts.append(length)
     return sorted(cuts)

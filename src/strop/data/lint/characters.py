@@ -135,6 +135,7 @@ def _marks() -> npt.NDArray[np.uint16]:
 
 @lru_cache(maxsize=1)
 def scripts_table() -> npt.NDArray[np.uint8]:
+    """uint8 [code points]: the number in `SCRIPTS` of a letter's script; 0 for all that is no letter."""
     table = np.zeros(_CODE_POINTS, np.uint8)
     for script, first, last in _RANGES:
         table[first : last + 1] = SCRIPTS.index(script)
@@ -155,7 +156,9 @@ _dotted = lru_cache(maxsize=1)(lambda: _flags("0123456789."))
 CONTROL = "".join(map(chr, (*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), *range(0x7F, 0xA0))))
 """C0 and C1 without tab, line feed and carriage return."""
 
-INVISIBLE = "\xad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+INVISIBLE = (
+    "\xad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
 """Zero width, direction marks, soft hyphens."""
 
 _FREQUENT = (
@@ -204,4 +207,4 @@ _PROSE = frozenset(".,;:!?'\"`()[]{}~_…·‘’“”„«»、。《》〈〉
 def plain(text: str) -> str:
     """The text by `plain_table`."""
     codes = plain_table()[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")]
-    return codes[codes != 0].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return str(codes[codes != 0].astype("<u4").tobytes(), "utf-32-le", "surrogatepass")

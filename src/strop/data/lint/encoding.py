@@ -104,9 +104,7 @@ def losses(text: str) -> Iterator[tuple[str, int, int]]:
         yield "mojibake", *span
 
 
-REPAIRABLE = (
-    Marks.HIGH_LATIN | Marks.CONTROL | Marks.INVISIBLE | Marks.SURROGATE | Marks.GBK | Marks.RETURN | Marks.TAB
-)
+REPAIRABLE = Marks.HIGH_LATIN | Marks.CONTROL | Marks.INVISIBLE | Marks.SURROGATE | Marks.GBK | Marks.RETURN | Marks.TAB
 """Marks without which a text has no repairs."""
 
 LOSSY = Marks.REPLACEMENT | Marks.SURROGATE | Marks.GBK
@@ -203,7 +201,9 @@ def _from_gbk(run: str) -> str | None:
     except UnicodeError:
         return None
     # Chance gives rare letters; what was meant is Chinese.
-    chinese = sum("\u4e00" <= character <= "\u9fff" or character in "，。！？、：；（）“”《》" for character in repaired)
+    chinese = sum(
+        "\u4e00" <= character <= "\u9fff" or character in "，。！？、：；（）“”《》" for character in repaired
+    )
     return repaired if again == run and chinese == len(repaired) else None
 
 

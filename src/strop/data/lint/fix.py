@@ -199,7 +199,7 @@ def _repaired_turn(message: Message, place: Place, kinds: Collection[str], accou
 def _repaired_text(
     text: str, spans: tuple[Span, ...], place: Place, kinds: Collection[str], account: _Account
 ) -> tuple[str, tuple[Span, ...]]:
-    """A text after all repairs, and its spans; one repair can uncover another, so it is looked at until none is left."""
+    """A text after all repairs, and its spans. One repair can uncover another: it goes on until none is left."""
     before, done = text, []
     first_spans = spans
     while edits := [edit for edit in encoding.edits(text) if edit.kind in kinds]:

@@ -93,7 +93,7 @@ _ALL = (
     Kind(
         "unclosed-markup",
         "warn",
-        "A code block, formula, \\boxed{{}} or environment is opened and never closed at the end of an answer in {share}.",
+        "A code block, formula, \\boxed{{}} or environment is opened and never closed in an answer of {share}.",
         "complete the answers or drop them: a model learns to stop where they stop",
     ),
     Kind(

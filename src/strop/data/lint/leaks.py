@@ -130,7 +130,7 @@ class HeldOutQuestions:
     def _same_numbers(self, conversation: Conversation, held_out: int) -> bool:
         """Whether a training sample has all numbers of a question: with others it is another exercise."""
         asked = set(_NUMBERS.findall(question_of(self._held_out[held_out])))
-        text = (conversation.text or "")
+        text = conversation.text or ""
         there = set(_NUMBERS.findall(text + "\n".join(message.content for message in conversation.messages)))
         return asked <= there
 

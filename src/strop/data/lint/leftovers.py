@@ -25,7 +25,8 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_HTML = re.compile(
-    r"html|xml|\bcss\b|\bdom\b|javascript|react|\bjsx?\b|php|<!doctype|web ?page|website|标签|网页|前端|转义|实体|markup|\btag",
+    r"html|xml|\bcss\b|\bdom\b|javascript|react|\bjsx?\b|php|<!doctype|web ?page|website|markup|\btag"
+    r"|标签|网页|前端|转义|实体",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)

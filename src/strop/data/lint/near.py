@@ -12,7 +12,6 @@ has to be similar by itself.
 
 from __future__ import annotations
 
-import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,13 +102,13 @@ def _nearly_same(one: str, other: str) -> bool:
     """Whether two texts differ in at most one character in ten, and not all in one place."""
     if one == other:
         return True
-    from rapidfuzz.distance import Levenshtein
+    from rapidfuzz.distance import Levenshtein, Postfix, Prefix
 
     if Levenshtein.normalized_similarity(one, other, score_cutoff=LEAST) < LEAST:
         return False
-    start = len(os.path.commonprefix((one, other)))
+    start = Prefix.similarity(one, other)
     left, right = one[start:], other[start:]
-    end = len(os.path.commonprefix((left[::-1], right[::-1])))
+    end = Postfix.similarity(left, right)
     left, right = left[: len(left) - end], right[: len(right) - end]
     if not left or not right or max(len(left), len(right)) <= _WORD:
         return True

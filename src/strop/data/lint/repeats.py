@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from strop.data.lint.cases import Cases
 from strop.data.records import Conversation
 
-_FINAL = re.compile(r"####\s*(.+)|\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|(?:answer is|答案[是为][:：]?)\s*\**([^\n。.]*)", re.IGNORECASE)
+_FINAL = re.compile(
+    r"####\s*(.+)|\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|(?:answer is|答案[是为][:：]?)\s*\**([^\n。.]*)", re.IGNORECASE
+)
 
 
 def whole_digest(conversation: Conversation) -> bytes:

@@ -63,7 +63,9 @@ def mixed(values: Hashes) -> Hashes:
     return values
 
 
-def sketch(characters: Characters, row_of_text: npt.NDArray[np.int64], rows: int, used: Flags) -> tuple[Sketches, Flags]:
+def sketch(
+    characters: Characters, row_of_text: npt.NDArray[np.int64], rows: int, used: Flags
+) -> tuple[Sketches, Flags]:
     """Sketch the samples of a batch.
 
     Args:
@@ -106,7 +108,9 @@ def _filled(sketches: Sketches) -> Sketches:
     return sketches
 
 
-def candidate_pairs(sketches: Sketches, usable: Flags) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def candidate_pairs(
+    sketches: Sketches, usable: Flags
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Pairs of samples that are worth comparing.
 
     In each band equal samples stand in one bucket; each is paired with the first of the bucket and with the one

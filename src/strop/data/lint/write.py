@@ -102,10 +102,8 @@ def _turn(message: Message) -> dict[str, Any]:
             }
             for call in message.calls
         ]
-    for name, value in (("tool_call_id", message.call_id), ("name", message.name), ("weight", message.weight)):
-        if value is not None:
-            turn[name] = value
-    return turn
+    others = {"tool_call_id": message.call_id, "name": message.name, "weight": message.weight}
+    return turn | {name: value for name, value in others.items() if value is not None}
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
