@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WORDS, SINGLES = 13, 20
 """Units of an n-gram: words, and Chinese characters."""
 
-SHARE = 0.7
+SHARE = 0.5
 """Share of a held-out question's n-grams that makes a leak."""
 
 _COMMON = 20

@@ -1,7 +1,8 @@
 """Near duplicates: pairs that the sketches propose, held to the text itself.
 
-Two samples are nearly the same if both their questions and their answers differ in at most one character in ten, case,
-blanks and punctuation put aside. Two things are not that, however many characters agree:
+Two samples are nearly the same if they differ in at most one character in ten, case, blanks and punctuation put aside;
+in the answer alone as well, and in the question alone in at most one in four. Two things are not that, however many
+characters agree:
 
     long instructions, another matter    "<300 characters> Word: cat" and "<300 characters> Word: dog"
     the same exercise, other numbers     said apart, as same-but-for-numbers
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from strop.data.lint.sketches import Flags, Sketches
 
 LEAST = 0.9
-"""Share of characters that have to agree."""
+"""Share of characters that have to agree, in the answer and in all."""
+
+_LEAST_ASKED = 0.75
 
 _PROPOSED = 0.3
 """Similarity of n-grams below which texts that differ in one character in ten, all apart, do not lie."""
@@ -58,6 +61,9 @@ class _Sides:
     question: str
     answer: str
     numbers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.question) + len(self.answer)
 
 
 def near_duplicates(samples: Sequence[Conversation], sketches: Sketches, usable: Flags, held_out: int) -> list[Pair]:
@@ -91,20 +97,31 @@ def near_duplicates(samples: Sequence[Conversation], sketches: Sketches, usable:
 
 
 def _compared(earlier: int, later: int, one: _Sides, other: _Sides, *, asked_only: bool) -> Pair | None:
-    if not _nearly_same(one.question, other.question):
-        return None
-    if not asked_only and not _nearly_same(one.answer, other.answer):
-        return None
-    return Pair(earlier, later, one.numbers == other.numbers)
+    if asked_only:
+        same = _nearly_same(one.question, other.question, LEAST)
+    else:
+        # A few words before a short question weigh little beside a long answer that is the same.
+        same = (
+            _nearly_same(one.answer, other.answer, LEAST)
+            and _nearly_same(one.question, other.question, _LEAST_ASKED)
+            and _differing(one, other) <= (1 - LEAST) * max(len(one), len(other))
+        )
+    return Pair(earlier, later, one.numbers == other.numbers) if same else None
 
 
-def _nearly_same(one: str, other: str) -> bool:
-    """Whether two texts differ in at most one character in ten, and not all in one place."""
+def _differing(one: _Sides, other: _Sides) -> int:
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.distance(one.question, other.question) + Levenshtein.distance(one.answer, other.answer)
+
+
+def _nearly_same(one: str, other: str, least: float) -> bool:
+    """Whether two texts agree in a share of their characters, and do not differ in one piece that is another matter."""
     if one == other:
         return True
     from rapidfuzz.distance import Levenshtein, Postfix, Prefix
 
-    if Levenshtein.normalized_similarity(one, other, score_cutoff=LEAST) < LEAST:
+    if Levenshtein.normalized_similarity(one, other, score_cutoff=least) < least:
         return False
     start = Prefix.similarity(one, other)
     left, right = one[start:], other[start:]
