@@ -100,10 +100,11 @@ def english_sentence(draw: random.Random) -> str:
 
 def chinese_sentence(draw: random.Random) -> str:
     """A sentence of some 25 characters."""
+    nouns = draw.choices(CHINESE_NOUNS, k=7)
     parts = [
-        f"{draw.choice(CHINESE_ADJECTIVES)}{draw.choice(CHINESE_NOUNS)}{draw.choice(CHINESE_VERBS)}了{draw.choice(CHINESE_NOUNS)}",
-        f"{draw.choice(CHINESE_NOUNS)}和{draw.choice(CHINESE_NOUNS)}可以{draw.choice(CHINESE_VERBS)}{draw.choice(CHINESE_NOUNS)}",
-        f"人们用{draw.choice(CHINESE_NOUNS)}来{draw.choice(CHINESE_VERBS)}{draw.choice(CHINESE_ADJECTIVES)}{draw.choice(CHINESE_NOUNS)}",
+        f"{draw.choice(CHINESE_ADJECTIVES)}{nouns[0]}{draw.choice(CHINESE_VERBS)}了{nouns[1]}",
+        f"{nouns[2]}和{nouns[3]}可以{draw.choice(CHINESE_VERBS)}{nouns[4]}",
+        f"人们用{nouns[5]}来{draw.choice(CHINESE_VERBS)}{draw.choice(CHINESE_ADJECTIVES)}{nouns[6]}",
     ]
     draw.shuffle(parts)
     return "，".join(parts[: draw.randint(1, 3)]) + "。"
@@ -143,19 +144,20 @@ def code(draw: random.Random) -> tuple[str, str]:
     name, other = f"{draw.choice(ENGLISH)}_{draw.choice(ENGLISH)}", draw.choice(ENGLISH)
     asked = f"Write a Python function `{name}` that {draw.choice(VERBS)} a list of {other}s. {english_sentence(draw)}"
     body = "\n".join(
-        f"    {draw.choice(ENGLISH)} = [{other} for {other} in {draw.choice(ENGLISH)}s if {other} < {draw.randint(2, 999)}]"
+        f"    {draw.choice(NAMES)} = [{other} for {other} in {draw.choice(ENGLISH)}s if {draw.randint(2, 99)}]"
         for _ in range(draw.randint(2, 6))
     )
-    return (
-        asked,
-        f"{english_sentence(draw)}\n\n```python\ndef {name}({other}s):\n{body}\n    return {other}s\n```\n\n{prose(draw, 2)}",
-    )
+    block = f"```python\ndef {name}({other}s):\n{body}\n    return {other}s\n```"
+    return asked, f"{english_sentence(draw)}\n\n{block}\n\n{prose(draw, 2)}"
 
 
 def chinese_problem(draw: random.Random) -> tuple[str, str]:
     a, b, c = draw.randint(12, 990), draw.randint(3, 90), draw.randint(2, 30)
     thing = draw.choice(CHINESE_NOUNS)
-    asked = f"{chinese_sentence(draw)}小明有{a}个{thing}，又买了{b}箱，每箱{c}个。{chinese_sentence(draw)}小明一共有多少个{thing}？"
+    asked = (
+        f"{chinese_sentence(draw)}小明有{a}个{thing}，又买了{b}箱，每箱{c}个。{chinese_sentence(draw)}"
+        f"小明一共有多少个{thing}？"
+    )
     answered = (
         f"先算新买的数量：{b}×{c}={b * c}个。{chinese_sentence(draw)}\n再加上原有的{a}个：{a}+{b * c}={a + b * c}。\n"
         f"{chinese_prose(draw, 2)}所以一共有{a + b * c}个{thing}。"
@@ -164,7 +166,8 @@ def chinese_problem(draw: random.Random) -> tuple[str, str]:
 
 
 def chinese_explanation(draw: random.Random) -> tuple[str, str]:
-    asked = f"请说明{draw.choice(CHINESE_ADJECTIVES)}{draw.choice(CHINESE_NOUNS)}与{draw.choice(CHINESE_NOUNS)}之间的关系。{chinese_sentence(draw)}"
+    one, other = draw.sample(CHINESE_NOUNS, 2)
+    asked = f"请说明{draw.choice(CHINESE_ADJECTIVES)}{one}与{other}之间的关系。{chinese_sentence(draw)}"
     return asked, "\n\n".join(chinese_prose(draw, draw.randint(3, 7)) for _ in range(draw.randint(1, 3)))
 
 
@@ -188,7 +191,8 @@ def extended(draw: random.Random, text: str) -> str:
 
 
 def _id_number(draw: random.Random) -> str:
-    body = f"{draw.choice(('110105', '310104', '440305'))}{draw.randint(1960, 2005)}{draw.randint(1, 12):02}{draw.randint(1, 28):02}{draw.randint(1, 999):03}"
+    born = f"{draw.randint(1960, 2005)}{draw.randint(1, 12):02}{draw.randint(1, 28):02}"
+    body = f"{draw.choice(('110105', '310104', '440305'))}{born}{draw.randint(1, 999):03}"
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
     return body + "10X98765432"[sum(int(d) * w for d, w in zip(body, weights, strict=True)) % 11]
 
@@ -344,7 +348,7 @@ def _contradicting(draw: random.Random, made: Planted) -> tuple[str, str]:
     asked, answer = _earlier(draw, made)
     while "boxed" not in answer:
         asked, answer = _earlier(draw, made)
-    return asked, "The answer is $\\boxed{1}$."
+    return asked, f"The answer is $\\boxed{{{draw.randint(10**6, 10**9)}}}$."
 
 
 RELATIONS: dict[str, Callable[[random.Random, Planted], tuple[str, str]]] = {
@@ -382,11 +386,12 @@ def main() -> None:
     made = plant(args.rows, args.seed)
     learned, held_out = made.conversations()
     characters = sum(len(asked) + len(answered) for asked, answered in made.rows)
-    seconds = []
+    seconds, processor = [], []
     for _ in range(args.repeats):
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         cases = examine(learned, held_out, control_tokens=("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
         seconds.append(time.perf_counter() - started)
+        processor.append(time.process_time() - used)
     print(f"{args.rows:,} rows, {characters / 1e6:.1f} M characters, {len(held_out):,} held out")
     print(
         f"{statistics.median(seconds):.1f} s (median of {args.repeats}: {', '.join(f'{one:.1f}' for one in seconds)})"
@@ -399,7 +404,12 @@ def main() -> None:
     for finding in others:
         print(f"not planted: {finding.kind} {finding.count}: {finding.instances[0].place} {finding.instances[0].text}")
     if args.json:
-        args.json.write_text(json.dumps({"rows": args.rows, "seconds": seconds, "scores": table}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps(
+                {"rows": args.rows, "seconds": seconds, "processor_seconds": processor, "scores": table}, indent=2
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -33,18 +33,20 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{(\w+\*?)\}")
 _DOLLARS = re.compile(r"(?<!\\)\$\$")
 _FORMULA = re.compile(r"\\[A-Za-z]+|[\^_]\{")
 
-_SORRY = r"^\W*(?:(?:I(?:'|’)m|I am) (?:very |so |really )?)?sorry,? (?:but )?"
+_SORRY = r"\W*(?:(?:I(?:'|’)m|I am) (?:very |so |really )?)?sorry,? (?:but )?"
 _CANNOT = r"I(?: (?:can(?:'|’)?t|cannot|am unable to|am not able to|won(?:'|’)t)|(?:'|’)m (?:unable|not able) to) "
 _REFUSED = (
     r"(?:assist|help (?:you )?with|provide|fulfil|comply|answer|generate|create|do that|discuss|engage|access|browse)"
 )
 _REFUSAL = re.compile(
-    r"as an? (?:AI|artificial intelligence|(?:large )?language model|AI (?:language )?model|AI assistant)\b"
-    rf"|{_SORRY}as an?\b|(?:{_SORRY}|^\W*(?:unfortunately,? )?){_CANNOT}{_REFUSED}"
-    r"|^\W*(?:很|非常|十分)?(?:抱歉|对不起|遗憾)[，,。！!\s]*(?:但)?(?:作为|我)?.{0,12}(?:无法|不能|没有办法|不可以|没法|不便)"
-    r"|作为(?:一个|一名|一款)?(?:AI|人工智能|大?型?语言模型|智能助手)[^。]{0,12}(?:，|,|我|无法|不能|模型)"
-    r"|^\W*我(?:无法|不能)(?:提供|回答|满足|协助|帮助您|完成|生成|访问)",
+    rf"{_SORRY}as an?\b|(?:{_SORRY}|\W*(?:unfortunately,? )?){_CANNOT}{_REFUSED}"
+    r"|\W*(?:很|非常|十分)?(?:抱歉|对不起|遗憾)[，,。！!\s]*(?:但)?(?:作为|我)?.{0,12}(?:无法|不能|没有办法|不可以|没法|不便)"
+    r"|\W*我(?:无法|不能)(?:提供|回答|满足|协助|帮助您|完成|生成|访问)",
     re.IGNORECASE,
+)
+_AS_MODEL = re.compile(
+    r"[Aa]s an? (?:AI|artificial intelligence|(?:large )?language model)\b"
+    r"|作为(?:一个|一名|一款)?(?:AI|人工智能|大?型?语言模型|智能助手)[^。]{0,12}(?:，|,|我|无法|不能|模型)"
 )
 _CJK_WIDTH = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
 
@@ -79,7 +81,7 @@ def check_answer(cases: Cases, ends: AnswerEnds, row: int, answer: str) -> bool:
         return True
     if len(text) <= 32 and (_ONE_WORD.fullmatch(text) or text.isalnum()) and not _has_chinese_sentence(text):
         ends.one_word.append((row, text))
-    if found := _REFUSAL.search(text[:400]):
+    if found := _REFUSAL.match(text) or _AS_MODEL.search(text, 0, 400):
         cases.add("refusals", row, text, *found.span())
     if (at := unclosed(text)) is not None:
         cases.add("unclosed-markup", row, text, at)

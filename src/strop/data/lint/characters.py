@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 _CODE_POINTS = 0x110000
 
+GBK_SHARE = 50
+"""One character in so many has to be of those that mojibake of GBK is made of …"""
+
+GBK_MANY = 12
+"""… or so many in all: one paragraph of many."""
+
 
 class Marks(IntFlag):
     """What a text has somewhere."""
@@ -47,6 +53,7 @@ class Marks(IntFlag):
     LONG_TOKEN = 8192  # sixteen letters, digits, - or _ in a row
     LONG_NUMBER = 16384  # eight digits in a row, dashes, blanks and brackets between them passed over
     DOTTED = 32768  # seven digits and dots in a row
+    DEBRIS = 65536  # 锟斤拷, 烫烫烫烫: what is left where bytes are lost
 
 
 SCRIPTS = ("", "Latin", "Han", "Kana", "Hangul", "Cyrillic", "Greek", "Arabic", "Hebrew", "Devanagari", "Thai")
@@ -85,18 +92,22 @@ class Characters:
         """int32 [characters]: the text that each belongs to."""
         return np.repeat(np.arange(len(self.lengths), dtype=np.int32), self.lengths)
 
-    def marks(self) -> npt.NDArray[np.uint16]:
-        """uint16 [texts]: the marks of each text."""
+    def marks(self) -> npt.NDArray[np.uint32]:
+        """uint32 [texts]: the marks of each text."""
         if not len(self.starts):
-            return np.zeros(0, np.uint16)
-        found = np.bitwise_or.reduceat(_marks()[self.codes], self.starts)
+            return np.zeros(0, np.uint32)
+        marks = _marks()[self.codes]
+        found = np.bitwise_or.reduceat(marks, self.starts)
+        # Right Chinese has such characters as well, but few.
+        many = np.bincount(self.owner[np.flatnonzero(marks & np.uint32(Marks.GBK))], minlength=len(self.starts))
+        found[(many < 2) | ((many * GBK_SHARE < self.lengths - 1) & (many < GBK_MANY))] &= ~np.uint32(Marks.GBK)
         letters, digits, dotted = _token()[self.codes], _digit()[self.codes], _dotted()[self.codes]
         for mark, runs in (
             (Marks.LONG_TOKEN, _runs(letters, 16)),
             (Marks.LONG_NUMBER, _runs(digits, 8)),
             (Marks.DOTTED, _runs(dotted, 7)),
         ):
-            found[self.owner[np.flatnonzero(runs)]] |= np.uint16(mark)
+            found[self.owner[np.flatnonzero(runs)]] |= np.uint32(mark)
         return found
 
     def scripts(self) -> Integers:
@@ -120,16 +131,16 @@ def _table(dtype: type) -> npt.NDArray[np.generic]:
 
 
 @lru_cache(maxsize=1)
-def _marks() -> npt.NDArray[np.uint16]:
-    table = np.zeros(_CODE_POINTS, np.uint16)
+def _marks() -> npt.NDArray[np.uint32]:
+    table = np.zeros(_CODE_POINTS, np.uint32)
     for mark, characters in (
         (Marks.ANGLE, "<＜"), (Marks.SQUARE, "["), (Marks.HASH, "#"), (Marks.AT, "@"), (Marks.AMPERSAND, "&"),
         (Marks.REPLACEMENT, "\ufffd"), (Marks.RETURN, "\r"), (Marks.TAB, "\t"), (Marks.INVISIBLE, INVISIBLE),
-        (Marks.GBK, gbk_mojibake_characters()), (Marks.CONTROL, CONTROL),
+        (Marks.GBK, gbk_mojibake_characters()), (Marks.CONTROL, CONTROL), (Marks.DEBRIS, "锟烫屯"),
     ):  # fmt: skip
-        table[[ord(character) for character in characters]] |= np.uint16(mark)
-    table[0xC2:0xF5] |= np.uint16(Marks.HIGH_LATIN)
-    table[0xD800:0xE000] |= np.uint16(Marks.SURROGATE)
+        table[[ord(character) for character in characters]] |= np.uint32(mark)
+    table[0xC2:0xF5] |= np.uint32(Marks.HIGH_LATIN)
+    table[0xD800:0xE000] |= np.uint32(Marks.SURROGATE)
     return table
 
 

@@ -193,7 +193,7 @@ class _Examination:
             (Marks.LONG_NUMBER, private.find_long_numbers),
             (Marks.DOTTED, private.find_hosts),
         ):
-            for number in np.flatnonzero(marks & np.uint16(wanted)).tolist():
+            for number in np.flatnonzero(marks & np.uint32(wanted)).tolist():
                 text = texts.texts[number]
                 for kind, first, end in check(text):
                     self.cases.add(kind, texts.rows[number], text, first, end)

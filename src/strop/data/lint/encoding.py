@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from strop.data.lint.characters import CONTROL, INVISIBLE, Marks, gbk_mojibake_characters
+from strop.data.lint.characters import CONTROL, GBK_MANY, GBK_SHARE, INVISIBLE, Marks, gbk_mojibake_characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def losses(text: str) -> Iterator[tuple[str, int, int]]:
 REPAIRABLE = Marks.HIGH_LATIN | Marks.CONTROL | Marks.INVISIBLE | Marks.SURROGATE | Marks.GBK | Marks.RETURN | Marks.TAB
 """Marks without which a text has no repairs."""
 
-LOSSY = Marks.REPLACEMENT | Marks.SURROGATE | Marks.GBK
+LOSSY = Marks.REPLACEMENT | Marks.SURROGATE | Marks.GBK | Marks.DEBRIS
 """Marks without which a text has no losses."""
 
 
@@ -227,7 +227,7 @@ _GBK = frozenset(gbk_mojibake_characters())
 def _suspicious(text: str) -> bool:
     """Whether enough characters are of those that mojibake is made of; in right text few are."""
     many = sum(map(_GBK.__contains__, text))
-    return many >= 2 and many * 50 >= len(text)
+    return many >= 2 and (many * GBK_SHARE >= len(text) or many >= GBK_MANY)
 
 
 def _controls(text: str) -> Iterator[Edit]:

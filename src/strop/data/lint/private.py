@@ -151,7 +151,7 @@ def is_card_number(digits: str) -> bool:
         length == 15 and digits[:2] in ("34", "37")
     )
     doubled = [int(digit) * (1 + (place % 2)) for place, digit in enumerate(reversed(digits))]
-    return issuer and len(set(digits)) > 2 and sum(number // 10 + number % 10 for number in doubled) % 10 == 0
+    return issuer and len(set(digits)) > 1 and sum(number // 10 + number % 10 for number in doubled) % 10 == 0
 
 
 def _named_phone(text: str, found: re.Match[str]) -> bool:
