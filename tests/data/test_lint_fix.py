@@ -62,7 +62,7 @@ def test_a_text_is_repaired(broken: str, right: str, kind: str) -> None:
         "Das macht Spaß“, sagte er, «CAFÉ», AMANHÃ”.",
         "涓滴之水，浣熊，鍋，鐵路",
         "👨\u200d👩\u200d👧 ❤\ufe0f می\u200cخواهم \u200fسلام",
-        "lost \ufffd and 锟斤拷 and half \ud83d alone",
+        "lost \ufffd and 锟斤拷 and ï¿½ and half \ud83d alone",
         "\ttext in a table\n\ttimes of day",
         "No sentence end, template <|im_end|>, sk-proj-9aZ4bQ7xLw2Rt8VnY3kP6mHs1Ue5Dc0F, &amp;, a b c",
     ],

@@ -22,6 +22,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     cache       encoded samples, kept between commands
     preview     what is learned, for the eye
     findings    what is noticed about a data set
+    lint        what is wrong with it, and what of that can be repaired
     problems    the arithmetic problems of the demo
 
 Three promises are kept here: the prompt that chat sends is token for token the prompt that was trained; every learned

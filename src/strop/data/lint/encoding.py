@@ -58,7 +58,8 @@ _JOINERS = "\u200c\u200d"
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _RETURNS = re.compile(r"\r\n?")
-_KUN = re.compile("(?:锟斤拷|锟斤|斤拷){2,}|锟斤拷|烫{4,}|屯{4,}")
+_DEBRIS = re.compile("(?:锟斤拷)+|(?:ï¿½)+|烫{4,}|屯{4,}")
+"""U+FFFD as UTF-8, read as GBK and as Latin-1; memory that was never written, read as GBK."""
 _LOST = {
     "\x07": ("a", "lpha|pprox|ngle|st|rctan|rcsin|rccos|lign"),
     "\x08": ("b", "oxed|egin|eta|ar|inom|mod|ullet|ig|f|mathbf|ecause|ot"),
@@ -94,7 +95,7 @@ def losses(text: str) -> Iterator[tuple[str, int, int]]:
     """What cannot be repaired: kind, first character, the one behind the last."""
     if (at := text.find("\ufffd")) >= 0:
         yield "replacement-characters", at, at + 1
-    if found := _KUN.search(text):
+    if found := _DEBRIS.search(text):
         yield "mojibake", *found.span()
     for found in _SURROGATES.finditer(text):
         if _join(found[0]) is None or any("\ud800" <= character <= "\udfff" for character in _join(found[0]) or ""):
@@ -107,7 +108,7 @@ def losses(text: str) -> Iterator[tuple[str, int, int]]:
 REPAIRABLE = Marks.HIGH_LATIN | Marks.CONTROL | Marks.INVISIBLE | Marks.SURROGATE | Marks.GBK | Marks.RETURN | Marks.TAB
 """Marks without which a text has no repairs."""
 
-LOSSY = Marks.REPLACEMENT | Marks.SURROGATE | Marks.GBK | Marks.DEBRIS
+LOSSY = Marks.REPLACEMENT | Marks.SURROGATE | Marks.GBK | Marks.DEBRIS | Marks.HIGH_LATIN
 """Marks without which a text has no losses."""
 
 
@@ -167,7 +168,7 @@ def _plausible(text: str, was: str) -> bool:
     of N'Ko. One character of two bytes counts only where it is of Latin-1, as in Ã© for é, and not where Ã ends a
     Portuguese quotation in capitals. Longer ones, and several in a row, do not come about by chance.
     """
-    if any(unicodedata.category(character) in ("Cn", "Co", "Cs") for character in text):
+    if "\ufffd" in text or any(unicodedata.category(character) in ("Cn", "Co", "Cs") for character in text):
         return False
     if len(text) == 1 and len(was) == 2:
         return "\xa0" <= text <= "\xff" and was[1] not in "”’»"

@@ -9,7 +9,7 @@ Found = tuple[str, int, int]
 
 _TEMPLATE = re.compile(
     r"<[|｜][A-Za-z][\w▁/ -]{0,40}[|｜]>"  # ChatML, Llama 3, DeepSeek, Phi
-    r"|</?s>|<eo[has]>|<eos>|<bos>|<pad>|<unk>|<(?:start|end)_of_turn>|<<SYS>>|<</SYS>>"
+    r"|^[ \t]*<s>|</s>|(?<!\w)<(?:eo[ahs]|bos|pad|unk)>|<(?:start|end)_of_turn>|<<SYS>>|<</SYS>>"
     r"|\[/?INST\]|\[/?SYSTEM_PROMPT\]|\[(?:UNUSED_TOKEN|MASK|PAD|CLS|SEP)(?:_\d+)?\]|\[gMASK\]"
     r"|<\[?(?:UNUSED_TOKEN|TOKENS_UNUSED|reserved)_\d+\]?>|<(?:Human|User|Assistant|Bot|eoh|eoa)>[:：]?"
     r"|^#{2,3} ?(?:Human|Assistant|Instruction|Response|User|System) ?[:：]",

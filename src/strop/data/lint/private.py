@@ -109,7 +109,7 @@ def find_hosts(text: str) -> Iterator[Found]:
         except ValueError:
             continue
         version = _VERSION.search(text[max(0, found.start() - 16) : found.start()])
-        if address.is_global and address.packed[0] > 9 and found[0] not in _NAMED_SERVERS and not version:
+        if address.is_global and 9 < address.packed[0] < 224 and found[0] not in _NAMED_SERVERS and not version:
             yield "ip-addresses", found.start(), found.end()
 
 
@@ -124,7 +124,7 @@ def find_private(text: str) -> Iterator[Found]:
 def mask(text: str) -> str:
     """The text with all but the first characters of what is private as dots; its length stays."""
     for kind, start, end in find_private(text):
-        kept = 4 if kind == "secrets" else 3
+        kept = {"secrets": 4, "e-mail-addresses": 1}.get(kind, 3)
         hidden = re.sub(r"[^\s@.]" if kind == "e-mail-addresses" else r"[^\s]", "•", text[start + kept : end])
         text = text[: start + kept] + hidden + text[end:]
     return text
