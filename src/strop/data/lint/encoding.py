@@ -75,10 +75,13 @@ _BACKSLASH = re.compile("|".join(f"{re.escape(lost)}(?={rest})" for lost, (_, re
 def edits(text: str) -> list[Edit]:
     """All repairs of a text, apart and in order; what one repair uncovers is found when the text is looked at again."""
     found: list[Edit] = []
+    taken = bytearray()
     for finder in _FINDERS:
         for edit in finder(text):
-            if all(edit.end <= other.start or edit.start >= other.end for other in found):
+            taken = taken or bytearray(len(text))
+            if not any(taken[edit.start : edit.end]):
                 found.append(edit)
+                taken[edit.start : edit.end] = b"\1" * (edit.end - edit.start)
     return sorted(found, key=lambda edit: edit.start)
 
 

@@ -79,25 +79,29 @@ def find_addresses(text: str) -> Iterator[Found]:
 
 def find_long_numbers(text: str) -> Iterator[Found]:
     """Phone numbers, identity numbers and card numbers."""
-    taken: list[tuple[int, int]] = []
+    taken = bytearray(len(text))
     for found in _IDENTITY.finditer(text):
         if is_identity_number(found[0]):
-            taken.append(found.span())
+            _take(found, taken)
             yield "identity-numbers", *found.span()
     for found in _CARD.finditer(text):
         digits = re.sub("[ -]", "", found[0])
         named = found[1] or _CARD_WORD.search(text[max(0, found.start() - 40) : found.end() + 40])
         if named and is_card_number(digits) and digits not in _TEST_CARDS:
-            taken.append(found.span())
+            _take(found, taken)
             yield "card-numbers", *found.span()
     for found in _MOBILE.finditer(text):
         digits = re.sub(r"\D", "", found[1])
-        if not re.search(r"0000$|(\d)\1{5}|12345678", digits) and _named_phone(text, found) and _apart(found, taken):
-            taken.append(found.span())
+        if (
+            not re.search(r"0000$|(\d)\1{5}|12345678", digits)
+            and _named_phone(text, found)
+            and not any(taken[found.start() : found.end()])
+        ):
+            _take(found, taken)
             yield "phone-numbers", *found.span()
     for found in _PHONE.finditer(text):
         made_up = re.search(r"\b555\b|5550\d|123-456", found[0])
-        if 8 <= sum(map(str.isdigit, found[0])) <= 15 and not made_up and _apart(found, taken):
+        if 8 <= sum(map(str.isdigit, found[0])) <= 15 and not made_up and not any(taken[found.start() : found.end()]):
             yield "phone-numbers", *found.span()
 
 
@@ -165,8 +169,9 @@ def _named_phone(text: str, found: re.Match[str]) -> bool:
     )
 
 
-def _apart(found: re.Match[str], taken: list[tuple[int, int]]) -> bool:
-    return all(found.end() <= start or found.start() >= end for start, end in taken)
+def _take(found: re.Match[str], taken: bytearray) -> None:
+    """Mark characters as belonging to a number, so that no other is found in them."""
+    taken[found.start() : found.end()] = b"\1" * (found.end() - found.start())
 
 
 def _is_plain(token: str) -> bool:
