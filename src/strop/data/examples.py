@@ -1,45 +1,47 @@
 """A whole data set, from its file to the samples that are learned and those that are held out.
 
-    read ─▶ rows ─▶ conversations ─▶ tokens ─▶ fit max_tokens ─▶ hold out ─▶ Dataset
-                                  └─ or kept from last time ─┘
+    read ─▶ rows ─▶ conversations ─▶ tokens ─▶ fit max_tokens ─▶ store ─▶ hold out ─▶ Dataset
+                                        kept from last time ─────┘
 
-Nothing is dropped in silence: every record that is read ends as a learned sample, a held-out sample or a refusal with
+Nothing is dropped in silence: every record that is read ends as learned samples, held-out samples or a refusal with
 its reason and place, and the three sum to what was read. Nothing starts that could not end well: a data set in which
 nothing would be learned, or an answer would be learned without its stop token, raises instead.
+
+Records are read as they are needed and samples lie in a file (`strop.data.store`), so that neither has to fit into
+memory; who needs the numbers of all samples takes them from arrays (`strop.data.samples`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from strop.data.cache import cache_key, read_samples, write_samples
-from strop.data.conversations import find_shape, read_conversation
-from strop.data.overlong import Overlong, fit
-from strop.data.records import Conversation, Example, Record, Refusal
+from strop.data.cache import LEAST_BYTES, Kept, content_of, key_of
+from strop.data.encoding import Encoder, EncodingSettings, batches, look, source_files
+from strop.data.records import Record, Refusal
+from strop.data.samples import Samples
 from strop.data.sources import read_records
-from strop.data.split import choose_rows, content_key, held_out_count, hold_out
+from strop.data.split import choose_rows, held_out_count, hold_out
+from strop.data.store import Chunk, Store
 from strop.data.tokenizer import Tokenizer
-from strop.data.tokens import Encoded, encode_conversations
-from strop.errors import DataError, TemplateError
+from strop.data.workers import encode_all
+from strop.errors import DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 Progress = Callable[[int, int], None]
-"""Called with the records done so far and all there are to do."""
-
-_BATCH = 1024
-"""Conversations encoded at once: enough to keep all processors busy, little enough to show progress."""
+"""Called with the records done so far and all there are to do, which is a guess until the last call."""
 
 
-class DataSettings(Protocol):
+class DataSettings(EncodingSettings, Protocol):
     """The part of a recipe that `prepare` reads; the recipe's section ``data`` is one."""
 
     @property
@@ -51,14 +53,6 @@ class DataSettings(Protocol):
         """Held out: a share below 1, a count from 1, a file or folder, or 0."""
 
     @property
-    def map(self) -> str | None:
-        """The two columns, as question:answer; None to find them by looking."""
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt; None for the rows' own."""
-
-    @property
     def rows(self) -> int | None:
         """Use so many rows of the file to learn from, chosen by the seed."""
 
@@ -66,9 +60,8 @@ class DataSettings(Protocol):
     def max_tokens(self) -> int | None:
         """The longest sample, in tokens; None for the model's context."""
 
-    @property
-    def overlong(self) -> Overlong:
-        """What happens to a longer sample."""
+    def model_dump(self) -> dict[str, Any]:
+        """All fields: whatever may decide the tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,30 +69,33 @@ class Dataset:
     """What a run learns from, and an account of every record.
 
     Args:
-        learned: the samples to learn, in reading order.
+        learned: the samples to learn, in reading order; each is made when it is asked for.
         held_out: the samples held out, in reading order.
         refused: records of the data to learn from that are neither.
         read: records of the data to learn from that were used (after ``rows``). It equals
-            learned + refused + held_out, or learned + refused where the held-out samples have a file of their own.
+            learned + refused + held_out, or learned + refused where the held-out samples have a file of their own;
+            a record that gives several samples counts once.
         available: all records in the data to learn from.
         held_out_read: records of the held-out samples' own file: held_out + held_out_refused; 0 without one.
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
+        shapes: how many records to learn from have which shape.
     """
 
-    learned: list[Example]
-    held_out: list[Example]
+    learned: Samples
+    held_out: Samples
     refused: list[Refusal]
     read: int
     available: int
     held_out_read: int
     held_out_refused: list[Refusal]
     fingerprint: str
+    shapes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lengths_S(self) -> npt.NDArray[np.int64]:
         """Tokens of each learned sample [S], in the order of ``learned``."""
-        return np.array([len(example) for example in self.learned], np.int64)
+        return self.learned.lengths_S
 
 
 def prepare(
@@ -110,10 +106,11 @@ def prepare(
     context_tokens: int | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
+    workers: int | None = None,
 ) -> Dataset:
     """Read, encode and split a data set.
 
-    The same settings, files, tokenizer and seed give the same data set, bit for bit.
+    The same settings, files, tokenizer and seed give the same data set, bit for bit, however many processes encode it.
 
     Args:
         settings: the recipe's section ``data``.
@@ -122,6 +119,7 @@ def prepare(
         context_tokens: the model's context, the longest sample where the settings name none; None for no limit.
         progress: called now and then while encoding.
         cache: a folder to keep encoded samples in, and to take them from (`strop.data.cache`); None to encode anew.
+        workers: processes that encode large data; None for one on each processor, 0 for none.
 
     Raises:
         DataError: the data cannot be read, or nothing in it can be learned.
@@ -129,159 +127,177 @@ def prepare(
         UsageError: ``map`` or ``eval`` cannot be understood.
     """
     longest = settings.max_tokens if settings.max_tokens is not None else context_tokens
-    records = list(read_records(settings.train))
-    rows = choose_rows(records, settings.rows, seed)
-    other = list(read_records(settings.eval)) if isinstance(settings.eval, str) else []
-    builder = _Builder(settings, tokenizer, longest, progress, len(rows) + len(other), cache)
-    outcomes = builder.build([(number, records[number]) for number in rows])
-    held_out_refused: list[Refusal] = []
-    if isinstance(settings.eval, str):
-        held_outcomes = builder.build(list(enumerate(other, start=len(records))))
-        held_out, held_out_refused = _sort_out(held_outcomes)
-        if not held_out:
-            raise _nothing_left(settings.eval, "hold out", len(other), held_out_refused)
-        learned, refused = _sort_out(_refuse_held_out(outcomes, held_out))
+    paths = [settings.train] + ([settings.eval] if isinstance(settings.eval, str) else [])
+    sources = [_Source(path) for path in paths]
+    told = _Told(progress, sum(source.bytes for source in sources))
+    builder = _Builder(settings, tokenizer, longest, seed, cache, workers, told)
+    stores = [builder.store(source, settings.rows if number == 0 else None) for number, source in enumerate(sources)]
+    told.finish()
+    store = stores[0]
+    learned = Samples(store)
+    if len(stores) > 1:
+        held_out = Samples(stores[1], id_offset=store.available)
+        if not len(held_out):
+            raise _nothing_left(paths[1], "hold out", stores[1])
+        learned, also_held_out = _without(learned, held_out)
     else:
-        learned, refused = _sort_out(outcomes)
-        count = held_out_count(settings.eval, len(learned)) if learned else 0
-        ids = hold_out(learned, count, seed)
-        held_out = [example for example in learned if example.id in ids]
-        learned = [example for example in learned if example.id not in ids]
-    if not learned:
-        raise _nothing_left(settings.train, "learn", len(rows), refused)
-    if settings.overlong != "cut_end":
-        _check_stops([*learned, *held_out], tokenizer)
+        count = held_out_count(settings.eval, len(learned)) if isinstance(settings.eval, float | int) else 0
+        chosen_S = hold_out(learned.contents_S2, learned.records_S, count if len(learned) else 0, seed)
+        learned, held_out, also_held_out = learned.take(~chosen_S), learned.take(chosen_S), []
+    refused = [refusal for _, refusal in sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])]
+    if not len(learned):
+        raise _nothing_left(paths[0], "learn", store, refused)
     return Dataset(
         learned=learned,
         held_out=held_out,
         refused=refused,
-        read=len(rows),
-        available=len(records),
-        held_out_read=len(other),
-        held_out_refused=held_out_refused,
+        read=store.records,
+        available=store.available,
+        held_out_read=stores[1].records if len(stores) > 1 else 0,
+        held_out_refused=[refusal for _, refusal in stores[1].refusals] if len(stores) > 1 else [],
         fingerprint=_fingerprint(learned, held_out),
+        shapes=store.shapes,
     )
 
 
+class _Source:
+    """Where records come from."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.root = Path(path).expanduser()
+        self.files = source_files(path)
+        self.bytes = sum(file.stat().st_size for file in self.files)
+
+    def content(self) -> bytes | None:
+        """What the files hold."""
+        return content_of(self.root, self.files)
+
+
+class _Told:
+    """Counts what is done over all the sources of a data set, and guesses what there is to do by the bytes of text."""
+
+    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
+        self._progress, self._bytes = progress, total_bytes
+        self._done = self._text = 0
+
+    def add(self, records: int, text: int) -> None:
+        """So many records, made of so many bytes, are done."""
+        self._done += records
+        self._text += text
+        if self._progress is not None:
+            guess = self._done * self._bytes // max(self._text, 1)
+            self._progress(self._done, max(guess, self._done + 1))
+
+    def finish(self) -> None:
+        """All is done."""
+        if self._progress is not None:
+            self._progress(self._done, self._done)
+
+
 class _Builder:
-    """Records to samples, batch by batch; counts what is done over all the sources of a data set."""
+    """Sources to stores."""
 
     def __init__(
         self,
         settings: DataSettings,
         tokenizer: Tokenizer,
         longest: int | None,
-        progress: Progress | None,
-        total: int,
+        seed: int,
         cache: Path | None,
+        workers: int | None,
+        told: _Told,
     ) -> None:
-        self.settings, self.tokenizer, self.longest = settings, tokenizer, longest
-        self.progress, self.done, self.total = progress, 0, total
-        self.cache = cache
+        # Plain values: what workers are sent must not need whatever module the settings come from.
+        self.fields = settings.model_dump()
+        self.tokenizer, self.longest, self.seed = tokenizer, longest, seed
+        self.cache, self.workers, self.told = cache, workers, told
 
-    def build(self, numbered: Sequence[tuple[int, Record]]) -> list[Example | Refusal]:
-        """Encode one source's records, given with their ids: a sample or a refusal for each, in order."""
-        shape = find_shape([record for _, record in numbered], self.settings.map)
-        readings = [read_conversation(record, shape, self.settings.system) for _, record in numbered]
-        conversations = [reading for reading in readings if isinstance(reading, Conversation)]
-        self._report(len(readings) - len(conversations))
-        samples = iter(self._samples(conversations))
-        outcomes: list[Example | Refusal] = []
-        for (number, _), reading in zip(numbered, readings, strict=True):
-            if isinstance(reading, Refusal):
-                outcomes.append(reading)
-                continue
-            sample = next(samples)
-            if isinstance(sample, Encoded):
-                outcomes.append(Example(sample.tokens, sample.learned, number, reading.place, reading))
-            else:
-                outcomes.append(sample)
-        return outcomes
+    def store(self, source: _Source, rows: int | None) -> Store:
+        """A source's samples, kept from last time where they are."""
+        content = source.content() if self.cache and source.bytes >= LEAST_BYTES else None
+        fields = {**self.fields, "rows": rows}
+        key = key_of(fields, self.tokenizer, self.longest, self.seed, content) if content else None
+        kept = Kept(self.cache, key, source.files, self.tokenizer.vocabulary_size)
+        store = kept.read()
+        if store is not None:
+            self.told.add(store.records, source.bytes)
+            return store
+        with kept.writer() as writing:
+            available = 0
+            numbered = _Numbered(source.path, rows, self.seed)
+            for chunk in self._chunks(numbered):
+                writing.add(chunk)
+                self.told.add(chunk.records, int(chunk.rows["text"].sum()))
+            available = numbered.available
+            # What was read is what the key names only if the files did not change meanwhile.
+            return writing.finish(available, keep=content is not None and source.content() == content)
 
-    def _samples(self, conversations: Sequence[Conversation]) -> list[Encoded | Refusal]:
-        """Each conversation's tokens or why it has none, kept from last time where they are."""
-        overlong = self.settings.overlong
-        key = cache_key(self.tokenizer, conversations, self.longest, overlong) if self.cache else None
-        samples = read_samples(self.cache, key, conversations) if self.cache and key else None
-        if samples is not None:
-            self._report(len(samples))
-            return samples
-        samples = []
-        for start in range(0, len(conversations), _BATCH):
-            batch = conversations[start : start + _BATCH]
-            samples += map(self._finish, batch, encode_conversations(self.tokenizer, batch))
-            self._report(len(batch))
-        if self.cache and key:
-            write_samples(self.cache, key, samples)
-        return samples
-
-    def _finish(self, conversation: Conversation, encoded: Encoded | TemplateError) -> Encoded | Refusal:
-        try:
-            if isinstance(encoded, TemplateError):
-                raise encoded
-            fitted = fit(self.tokenizer, conversation, encoded, self.longest, self.settings.overlong)
-        except TemplateError as error:
-            return Refusal(conversation.place, error.what, error.do, error.found)
-        if isinstance(fitted, Encoded):
-            for array in fitted:
-                array.setflags(write=False)
-        return fitted
-
-    def _report(self, done: int) -> None:
-        self.done += done
-        if self.progress is not None and done:
-            self.progress(self.done, self.total)
+    def _chunks(self, numbered: _Numbered) -> Iterator[Chunk]:
+        settings: Any = SimpleNamespace(**self.fields)
+        shape, chosen = look(settings, numbered)
+        encoder = Encoder(settings, self.tokenizer, self.longest, shape)
+        return encode_all(encoder, batches(chosen), self.workers)
 
 
-def _sort_out(outcomes: Sequence[Example | Refusal]) -> tuple[list[Example], list[Refusal]]:
-    examples = [outcome for outcome in outcomes if isinstance(outcome, Example)]
-    return examples, [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+class _Numbered:
+    """The chosen records of a source with their numbers, read as they are asked for.
+
+    Attributes:
+        available: records read so far; all of them in the end.
+    """
+
+    def __init__(self, path: str, rows: int | None, seed: int) -> None:
+        self._path, self.available = path, 0
+        self._chosen = None if rows is None else choose_rows(read_records(path), rows, seed)
+
+    def __iter__(self) -> Iterator[tuple[int, Record]]:
+        chosen = None if self._chosen is None else iter(self._chosen)
+        following = None if chosen is None else next(chosen, None)
+        for number, record in enumerate(read_records(self._path)):
+            self.available = number + 1
+            if chosen is None:
+                yield number, record
+            elif number == following:
+                following = next(chosen, None)
+                yield number, record
 
 
-def _refuse_held_out(outcomes: Sequence[Example | Refusal], held_out: Sequence[Example]) -> list[Example | Refusal]:
-    """Refuse what is to be learned but stands in the held-out file as well."""
-    known = {content_key(0, example.tokens) for example in held_out}
-    return [
-        Refusal(outcome.place, "it is in the held-out data as well", "drop it from one of the two files")
-        if isinstance(outcome, Example) and content_key(0, outcome.tokens) in known
-        else outcome
-        for outcome in outcomes
+def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[int, Refusal]]]:
+    """What is to be learned without what stands in the held-out file as well, and refusals with records' numbers."""
+    held = np.ascontiguousarray(held_out.contents_S2).view(_BITS_128)
+    twice_S = np.isin(np.ascontiguousarray(learned.contents_S2).view(_BITS_128), held).ravel()
+    records_S = learned.records_S
+    refused_R, first_R = np.unique(records_S[twice_S], return_index=True)
+    places = [learned.place(int(index)) for index in np.flatnonzero(twice_S)[first_R]]
+    refusals = [
+        (number, Refusal(place, "it is in the held-out data as well", "drop it from one of the two files"))
+        for number, place in zip(refused_R.tolist(), places, strict=True)
     ]
+    return learned.take(~np.isin(records_S, refused_R)), refusals
 
 
-def _nothing_left(path: str, purpose: str, read: int, refused: Sequence[Refusal]) -> DataError:
+_BITS_128 = np.dtype("V16")
+
+
+def _nothing_left(path: str, purpose: str, store: Store, refused: Sequence[Refusal] | None = None) -> DataError:
     """No sample is left; names the three most frequent reasons and the cure of the first."""
+    refused = [refusal for _, refusal in store.refusals] if refused is None else refused
     reasons = Counter(refusal.reason for refusal in refused).most_common(3)
     counted = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     cure = next((refusal.cure for refusal in refused if refusal.reason == reasons[0][0]), "")
     return DataError(
         f"{path}: nothing is left to {purpose}",
         expected="at least one record that can be used",
-        found=f"{read} read, {len(refused)} refused: {counted}",
+        found=f"{store.records} read, {len(refused)} refused: {counted}",
         do=cure or "give more data",
     )
 
 
-def _check_stops(examples: Sequence[Example], tokenizer: Tokenizer) -> None:
-    """Hold every learned stretch of every sample to its promise: its last token is a stop token."""
-    stop_ids = tokenizer.stop_ids
-    for example in examples:
-        last = example.learned & ~np.append(example.learned[1:], False)
-        if not last.any() or not stop_ids.issuperset(example.tokens[last].tolist()):
-            raise TemplateError(
-                f"{example.place}: an answer would be learned without its stop token",
-                expected=f"one of {', '.join(tokenizer.stop_tokens)} at the end of every answer",
-                do="look at this row, and at what the chat template puts behind an answer",
-            )
-
-
-def _fingerprint(*parts: Sequence[Example]) -> str:
-    """SHA-256 over counts, lengths, tokens (int32, little-endian) and learned bits, in order."""
+def _fingerprint(*parts: Samples) -> str:
+    """SHA-256 over how many samples there are, and what the tokens of each are and what is learned of them, in order."""
     digest = hashlib.sha256()
-    for examples in parts:
-        digest.update(len(examples).to_bytes(8, "little"))
-        for example in examples:
-            digest.update(len(example).to_bytes(8, "little"))
-            digest.update(example.tokens.astype("<i4").tobytes())
-            digest.update(np.packbits(example.learned).tobytes())
+    for samples in parts:
+        digest.update(len(samples).to_bytes(8, "little"))
+        digest.update(samples.wholes_S2.tobytes())
     return digest.hexdigest()

@@ -11,13 +11,19 @@ web page shows are both made of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
 
 from strop.data.records import Example
+from strop.data.samples import lengths
 from strop.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 Kind: TypeAlias = Literal["context", "learned", "stop"]
 
@@ -57,24 +63,22 @@ def segments(example: Example, tokenizer: Tokenizer) -> list[tuple[str, Kind]]:
     return runs
 
 
-def length_histogram(examples: Iterable[Example], buckets: int = 12) -> list[Bucket]:
+def length_histogram(examples: Sequence[Example] | npt.NDArray[np.int64], buckets: int = 12) -> list[Bucket]:
     """Count samples by length.
 
     Args:
-        examples: the samples.
+        examples: the samples, or their lengths [S].
         buckets: at most so many bars, all of one width: 1, 2 or 5 times a power of ten.
 
     Returns:
         The bars from the shortest sample's to the longest one's, empty ones between them included.
     """
-    lengths = [len(example) for example in examples]
-    if not lengths:
+    lengths_S = examples if isinstance(examples, np.ndarray) else lengths(examples)
+    if not len(lengths_S):
         return []
-    low, high = min(lengths), max(lengths)
+    low, high = int(lengths_S.min()), int(lengths_S.max())
     widths = (factor * 10**power for power in range(20) for factor in (1, 2, 5))
     width = next(width for width in widths if high // width - low // width < buckets)
     first = low // width
-    counts = [0] * (high // width - first + 1)
-    for length in lengths:
-        counts[length // width - first] += 1
+    counts = np.bincount(lengths_S // width - first).tolist()
     return [Bucket((first + i) * width, (first + i + 1) * width - 1, count) for i, count in enumerate(counts)]

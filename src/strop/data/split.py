@@ -1,45 +1,50 @@
 """Which rows are used and which samples are held out, by their content and the seed.
 
 A choice by content does not depend on the order of files or rows, and sends equal samples the same way: a sample that
-is held out is in no case trained as well under another line number. Every content gets a number, BLAKE2b of seed and
-content (RFC 7693); the smallest are chosen.
+is held out is in no case trained as well under another line number. Every content gets a number from the seed, and
+the smallest are chosen: BLAKE2b of seed and row (RFC 7693) for rows, and for samples the BLAKE2b of their tokens,
+which the store keeps, mixed with the seed (`strop.data.order`): so a million samples are split in a second, unread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from strop.data.records import Example, Record
+import numpy as np
+
+from strop.data.order import mix, scramble
+from strop.data.records import Record
 from strop.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from strop.data.records import Tokens
+    import numpy.typing as npt
+
+_HELD_OUT = 2
+"""What a key is for (`strop.data.order.mix`); 1 is the order of the samples."""
 
 
-def content_key(seed: int, tokens: Tokens) -> bytes:
-    """The number of a content: 16 bytes, compared as they stand."""
-    return _key(seed, tokens.astype("<i4").tobytes())
-
-
-def choose_rows(records: Sequence[Record], rows: int | None, seed: int) -> list[int]:
-    """Choose rows of a data set.
+def choose_rows(records: Iterable[Record], rows: int, seed: int) -> list[int]:
+    """Choose rows of a data set; of each one 16 bytes are held.
 
     Args:
         records: all rows.
-        rows: how many; None, or more than there are, for all.
+        rows: how many; more than there are, for all.
         seed: the recipe's seed.
 
     Returns:
         The numbers of the chosen rows, ascending.
     """
-    if rows is None or rows >= len(records):
-        return list(range(len(records)))
-    keys = [_key(seed, json.dumps(record.values, sort_keys=True).encode("ascii")) for record in records]
-    return sorted(sorted(range(len(records)), key=keys.__getitem__)[:rows])
+    key = seed.to_bytes(8, "little")
+    keys = b"".join(
+        hashlib.blake2b(_row_text(record), digest_size=16, key=key).digest() for record in records
+    )
+    numbers = np.frombuffer(keys, ">u8").reshape(-1, 2)
+    order = np.lexsort((numbers[:, 1], numbers[:, 0]))
+    chosen: list[int] = np.sort(order[:rows]).tolist()
+    return chosen
 
 
 def held_out_count(wanted: float, samples: int) -> int:
@@ -72,26 +77,58 @@ def held_out_count(wanted: float, samples: int) -> int:
     return int(wanted)
 
 
-def hold_out(examples: Sequence[Example], count: int, seed: int) -> set[int]:
-    """Choose samples to hold out; equal samples are chosen together.
+def hold_out(
+    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], count: int, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Choose samples to hold out; equal samples are chosen together, and so are those of one record.
 
     Args:
-        examples: all samples.
-        count: how many; fewer are chosen where equal samples stand in the way.
+        contents_S2: what each sample's tokens are, as 128 bits [S, 2].
+        records_S: the number of each sample's record [S], ascending.
+        count: how many; fewer are chosen where samples that belong together stand in the way.
         seed: the recipe's seed.
 
     Returns:
-        The ids of the chosen samples.
+        Whether each is chosen [S].
     """
-    groups: defaultdict[bytes, list[int]] = defaultdict(list)
-    for example in examples:
-        groups[content_key(seed, example.tokens)].append(example.id)
-    chosen: set[int] = set()
-    for key in sorted(groups):
-        if len(chosen) + len(groups[key]) <= count:
-            chosen.update(groups[key])
-    return chosen
+    chosen_S = np.zeros(len(records_S), np.bool_)
+    if not count:
+        return chosen_S
+    group_S = _groups(contents_S2, records_S, seed)
+    order_S = np.argsort(group_S, kind="stable")
+    ends_G = np.cumsum(np.bincount(group_S))
+    start, left = 0, count
+    for end in ends_G.tolist():
+        if end - start <= left:
+            chosen_S[order_S[start:end]] = True
+            left -= end - start
+            if not left:
+                break
+        start = end
+    return chosen_S
 
 
-def _key(seed: int, content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16, key=seed.to_bytes(8, "little")).digest()
+def _groups(
+    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], seed: int
+) -> npt.NDArray[np.int64]:
+    """The group of each sample [S]: records of equal contents are one group, the smallest number of a content first."""
+    starts_R = np.flatnonzero(np.diff(records_S, prepend=-1))
+    record_S = np.cumsum(np.diff(records_S, prepend=-1) != 0) - 1
+    first, second = contents_S2[:, 0], contents_S2[:, 1]
+    if len(starts_R) < len(records_S):
+        # A record's content: a sum over its samples that tells their order.
+        turn = scramble((np.arange(len(records_S)) - starts_R[record_S]).astype(np.uint64))
+        first = np.add.reduceat(scramble(first ^ turn), starts_R)
+        second = np.add.reduceat(scramble(second ^ turn), starts_R)
+    number_R = scramble(scramble(first ^ np.uint64(mix(seed, _HELD_OUT))) ^ second)
+    order_R = np.lexsort((second, first, number_R))
+    ordered = np.stack((number_R, first, second))[:, order_R]
+    new_R = np.ones(len(order_R), np.bool_)
+    new_R[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
+    group_R = np.empty(len(order_R), np.int64)
+    group_R[order_R] = np.cumsum(new_R) - 1
+    return group_R[record_S]
+
+
+def _row_text(record: Record) -> bytes:
+    return json.dumps(record.values, sort_keys=True, default=str).encode("ascii")

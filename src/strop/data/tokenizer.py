@@ -68,6 +68,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         eos_ids = list(eos_ids)
+        self._made_of = (dict(named), eos_ids)
         _register(backend, named.values(), eos_ids)
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {
@@ -110,6 +111,11 @@ class Tokenizer:
             for index in _as_ids(_read_json(folder / file).get("eos_token_id"))
         ]
         return cls(_read_backend(folder), template, named, eos_ids, template_name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process that encodes: what this was made of."""
+        named, eos_ids = self._made_of
+        return _from_parts, (self.backend.to_str(), self.template.source, named, eos_ids, self.template.name)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -154,6 +160,12 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.encode_special_tokens = True
         return backend
+
+
+def _from_parts(
+    backend: str, template: str, named: Mapping[str, str], eos_ids: Sequence[int], template_name: str
+) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(backend), template, named, eos_ids, template_name)
 
 
 def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequence[int]) -> None:

@@ -58,12 +58,12 @@ def answer_and_score(model: TunedModel, examples: Sequence[Example], *, tuned: b
     return score([(answer.text, question.reference or "") for answer, question in zip(answers, questions, strict=True)])
 
 
-def held_out_of(model: TunedModel) -> list[Example]:
+def held_out_of(model: TunedModel) -> Sequence[Example]:
     """The samples that a run held out, read again from its data."""
     return _examples(model, None)[1]
 
 
-def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, list[Example]]:
+def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, Sequence[Example]]:
     settings = model.recipe.data
     if data is not None:
         settings = settings.model_copy(update={"train": str(data), "eval": 0.0, "rows": None})

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -343,7 +344,7 @@ def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
 
 def _histogram(dataset: Dataset) -> dict[str, list[int]]:
     """Lengths of all samples: the lower edges of the bars and, last, the upper end; and how many lie in each."""
-    buckets = length_histogram([*dataset.learned, *dataset.held_out])
+    buckets = length_histogram(np.concatenate([dataset.learned.lengths_S, dataset.held_out.lengths_S]))
     edges = [bucket.low for bucket in buckets] + [bucket.high + 1 for bucket in buckets[-1:]]
     return {"bins": edges, "counts": [bucket.count for bucket in buckets]}
 
