@@ -26,6 +26,7 @@ import tokenizers
 
 from strop.data.segments import Segmenter, any_of, find_stop_token
 from strop.data.template import ChatTemplate
+from strop.data.words import Words, words_of
 from strop.errors import ModelError
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -134,7 +135,11 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         """Encode many texts, on all processors unless TOKENIZERS_PARALLELISM says otherwise."""
         backend = self.backend if special else self._literal_backend
-        return [list(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        words = self._words if special else self._literal_words
+        known = [words.encode(text) for text in texts] if words else [None] * len(texts)
+        others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+        encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        return [list(next(encoded).ids) if ids is None else ids for ids in known]
 
     def token_starts(self, text: str) -> list[int]:
         """Where each token of an ordinary text starts, in characters."""
@@ -153,6 +158,14 @@ class Tokenizer:
         """The control token that a text ends in, or ""."""
         match = self._control_at_end.search(text[-self._longest_control :]) if self._longest_control else None
         return match[0] if match else ""
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return words_of(self.backend)
+
+    @cached_property
+    def _literal_words(self) -> Words | None:
+        return words_of(self._literal_backend)
 
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
