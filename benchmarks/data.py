@@ -4,12 +4,12 @@
 
     strop            `prepare`, which reads, encodes, checks, splits and keeps; and once more, from what it kept
     strop, 1         the same in one process
-    trl              TRL's own preparation of a data set (`SFTTrainer._prepare_dataset`), as it comes, and with num_proc=2
+    trl              TRL's own preparation (`SFTTrainer._prepare_dataset`), as it comes, and with num_proc=2
     llama-factory    the same two of what LLaMA-Factory does (`peers/prepare_data.py` says how)
 
 Two data sets: GSM8K's questions and answers, each row numbered in its question so that none is like another, and
-conversations made of two to five of them. Each side runs in a process of its own with an empty cache ("cold") and again
-with what it left ("warm"); Python, libraries and tokenizer are loaded before the clock starts, on all sides alike. The
+conversations made of two or three of them. Each side runs in a process of its own with an empty cache ("cold"), and
+again with what it left ("warm"); Python, libraries and tokenizer are loaded before the clock starts, on all sides alike. The
 sides run in turn, round after round, and medians stand in the table; ratios are made within a round. Peers read the
 file with `load_dataset`, which is a part of their time, and is also told apart.
 
@@ -52,14 +52,14 @@ PACK_TOKENS = 4096
 TOLERANCE = 0.03
 
 
-def write_rows(folder: Path, count: int) -> dict[str, Path]:
+def write_rows(folder: Path, count: int, gsm8k: Path) -> dict[str, Path]:
     """The data sets: GSM8K where it lies beside, else the demo's problems, as often as it takes."""
-    if GSM8K.is_file():
-        rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    if gsm8k.is_file():
+        rows = [json.loads(line) for line in gsm8k.read_text(encoding="utf-8").splitlines()]
     else:
         from strop.data.problems import write_problems
 
-        files = sorted((write_problems(folder / "problems", learn=4000, held_out=0) / "train").rglob("*.json"))
+        files = sorted((write_problems(folder / "problems", learn=2500, held_out=0) / "train").rglob("*.json"))
         read = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         rows = [{"question": row["problem"], "answer": row["solution"]} for row in read]
     chosen = [
@@ -68,10 +68,10 @@ def write_rows(folder: Path, count: int) -> dict[str, Path]:
     ]
     files = {"gsm8k": folder / "gsm8k.jsonl", "turns": folder / "turns.jsonl"}
     files["gsm8k"].write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
-    source, at = random.Random(0), 0
+    source, at = random.Random(0), 0  # noqa: S311 - nothing secret
     with files["turns"].open("w", encoding="utf-8") as file:
         while at < count // 2:
-            turns = source.randint(2, 5)
+            turns = source.randint(2, 3)
             messages = [
                 {"role": role, "content": row[column]}
                 for row in chosen[at : at + turns]
@@ -146,7 +146,9 @@ def summary(runs: list[dict[str, Any]], all_runs: dict[str, list[dict[str, Any]]
     }
     if "map_s" in runs[0]:
         figures["map_s"] = statistics.median(run["map_s"] for run in runs)
-        figures["strop_is_faster_than_its_maps"] = statistics.median(run["map_s"] / own["seconds"] for run, own in pairs)
+        figures["strop_is_faster_than_its_maps"] = statistics.median(
+            run["map_s"] / own["seconds"] for run, own in pairs
+        )
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
 
 
@@ -201,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gsm8k", type=Path, default=GSM8K, help="its train.jsonl")
     parser.add_argument("--peers-venv", type=Path, default=Path(".venv-peers"), help="folder of peers' environments")
     parser.add_argument("--peers-python", type=Path, help="an interpreter that has the peers, instead of making one")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS, help=f"write the figures (to {RESULTS.name})")
@@ -215,7 +218,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         place, model = Path(folder), starter_folder()
-        files = write_rows(place, given.rows)
+        files = write_rows(place, given.rows, given.gsm8k)
         sides = measure(given, files, model, place)
         figures = {
             "date": date.today().isoformat(),

@@ -1,9 +1,9 @@
-"""Sides "trl" and "llama-factory" of benchmarks/data.py: from a file of rows to tokens and labels, and how long it took.
+"""Sides "trl" and "llama-factory" of benchmarks/data.py: from a file of rows to tokens and labels, and how long.
 
     python prepare_data.py FILE MODEL CACHE trl|llama-factory PROCESSES|none gsm8k|turns
 
-"trl" is TRL's own `SFTTrainer._prepare_dataset`, called without the trainer around it, which would load a model: question
-and answer as prompt and completion, longer conversations as messages with `assistant_only_loss`, and `{% generation %}`
+"trl" is TRL's own `SFTTrainer._prepare_dataset`, called without the trainer around it, which would load a model:
+question and answer as prompt and completion, longer conversations as messages with `assistant_only_loss`, and `{% generation %}`
 marks put into the template, which that needs. Its maps are `datasets.map`, an example at a time.
 
 "llama-factory" does what its documentation and its data configuration describe, written anew, because the package

@@ -192,13 +192,14 @@ def test_whatever_decides_the_tokens_decides_the_key(
 ) -> None:
     section = DataSection(train="t", eval=0.1).model_dump()
 
-    def key(tokenizer: Tokenizer = chatml, longest: int | None = 9, seed: int = 0, content: bytes = b"c", **fields: Any):
+    def key(
+        tokenizer: Tokenizer = chatml, longest: int | None = 9, seed: int = 0, content: bytes = b"c", **fields: Any
+    ):
         return key_of({**section, **fields}, tokenizer, longest, seed, content)
 
     plain = key()
     keys = [plain, key(longest=10), key(longest=None), key(content=b"d")]
-    for name in sorted(set(section) - {"train", "eval"}):
-        keys.append(key(**{name: "another"}))
+    keys += [key(**{name: "another"}) for name in sorted(set(section) - {"train", "eval"})]
     keys += [key(a_field_to_come=1), key(rows=5), key(rows=5, seed=1), key(system="\ud800")]
     keys += [key(tokenizer) for tokenizer in changed_tokenizers(tmp_path)]
     for value in ("tokenizers.__version__", "jinja2.__version__", "np.__version__", "sys.version"):
@@ -241,9 +242,7 @@ def test_a_tokenizer_that_is_read_again_is_the_same(
     assert len(encoded) == 1
 
 
-def test_little_data_is_not_kept(
-    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_little_data_is_not_kept(tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Path(rows).stat().st_size
     for least, is_kept in ((size + 1, False), (size, True)):
         monkeypatch.setattr(examples, "LEAST_BYTES", least)

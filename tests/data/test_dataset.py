@@ -130,7 +130,10 @@ def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, 
 
 
 @settings(max_examples=60)
-@given(records=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=20), seed=st.integers(0, 9))
+@given(
+    records=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=20),
+    seed=st.integers(0, 9),
+)
 def test_the_samples_of_a_record_stay_together(records: list[list[int]], seed: int) -> None:
     contents = np.array([[n, n + 1] for record in records for n in record], np.uint64)
     numbers = np.repeat(np.arange(len(records)) * 3, [len(record) for record in records])

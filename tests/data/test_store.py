@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from strop.data import store as store_module
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
 from strop.data.samples import Samples, lengths, taught, untaught
-from strop.data.store import ChunkBuilder, Sample, Store, StoreWriter, is_whole, read_conversation_text, write_conversation
+from strop.data.store import (
+    ChunkBuilder,
+    Sample,
+    Store,
+    StoreWriter,
+    is_whole,
+    read_conversation_text,
+    write_conversation,
+)
 
 KEY = bytes(range(32))
 FILES = ["one.jsonl", "two.jsonl"]

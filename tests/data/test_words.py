@@ -46,7 +46,18 @@ ADDED = [
     AddedToken("<|end|>>", special=True, normalized=False),
     AddedToken("<think>", special=False, normalized=False),
 ]
-WORDS = ["It's 1,234.5", "DON'T we'LL", "  two\n\n three\t", "a\r\nb", " ...!!\n\n", "x_1 'tis", "<|end|>", "<think>", "<|", ">"]
+WORDS = [
+    "It's 1,234.5",
+    "DON'T we'LL",
+    "  two\n\n three\t",
+    "a\r\nb",
+    " ...!!\n\n",
+    "x_1 'tis",
+    "<|end|>",
+    "<think>",
+    "<|",
+    ">",
+]
 
 
 @cache

@@ -137,10 +137,9 @@ def test_a_fault_in_a_worker_is_raised_here(encoder: Encoder, monkeypatch: pytes
     encode = Encoder.encode
     monkeypatch.setattr(Encoder, "encode", faulty)
     broken = (batch if batch[0][0] != 50 else [(50, None)] for batch in batches())
-    done = []
+    done: list[int] = []
     with pytest.raises(TemplateError, match="the sixth batch"):
-        for chunk in encode_all(encoder, broken, 2):  # type: ignore[arg-type]
-            done.append(chunk.records)
+        done.extend(chunk.records for chunk in encode_all(encoder, broken, 2))  # type: ignore[arg-type]
     assert done == [10] * 5
 
 

@@ -14,12 +14,17 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     segments    which text of a rendered conversation is learned, and which only read
     tokenizer   a model folder's tokenizer, special tokens and stop tokens
     tokens      segments to tokens: one function for training, chat and evaluation
+    words       tokens of whole words, remembered: what makes encoding fast
+    encoding    records to chunks of encoded samples
+    workers     the same in several processes
+    store       encoded samples as one file, mapped into memory
+    samples     a store's samples as a sequence, and arrays of what all are like
     examples    all of it for a whole file, every record accounted for
     overlong, split   what happens to samples that are too long; which samples are held out
     order       randomness without a state: the samples of step k follow from the seed and k
     packing     samples to packs, never split and never padded
     prefixes    beginnings that samples share, computed once a pack
-    cache       encoded samples, kept between commands
+    cache       stores, kept between commands
     preview     what is learned, for the eye
     findings    what is noticed about a data set
     problems    the arithmetic problems of the demo

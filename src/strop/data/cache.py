@@ -9,7 +9,8 @@ are hashed each time, and again behind the encoding: 4 ms for GSM8K, half a seco
 times of change are trusted.
 
 A file whose digest is wrong (cut short, damaged, renamed) counts as none. Files appear whole, under their final name,
-and never change; stores up to 64 MB are read into memory all the same, and so depend on no file. That the folder cannot be read or written is no error: it costs the time of encoding again.
+and never change; up to 64 MB they are read into memory all the same, and nothing depends on the file then. That the
+folder cannot be read or written is no error: it costs the time of encoding again.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ class Kept:
         try:
             with self._path.open("rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
-                if not is_whole(file, self._key, size):  # type: ignore[arg-type]  # unbuffered
+                if not is_whole(file, self._key, size):
                     return None
-                content = _content(file, size)  # type: ignore[arg-type]  # unbuffered
+                content = _content(file, size)
         except (OSError, ValueError):  # no file, or an empty one
             return None
         with suppress(OSError):  # what was used last is kept longest
@@ -144,7 +145,7 @@ class Writing:
             with suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 handle, self._staging = tempfile.mkstemp(_STAGING, f".{self._path.stem[:16]}-", self._path.parent)
-                return os.fdopen(handle, "w+b", buffering=0)  # type: ignore[return-value]  # what is written is there
+                return os.fdopen(handle, "w+b", buffering=0)
         return _temporary()
 
     def _move_elsewhere(self) -> None:
@@ -216,7 +217,7 @@ def content_of(root: Path, files: Sequence[Path]) -> bytes | None:
             name = file.name if file == root else file.relative_to(root).as_posix()
             digest.update(json.dumps(name).encode("ascii"))
             with file.open("rb", buffering=0) as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())  # type: ignore[arg-type]  # unbuffered
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     except (OSError, ValueError):
         return None
     return digest.digest()

@@ -133,7 +133,7 @@ class Encoder:
 
 def source_files(source: str | Path) -> list[Path]:
     """The files that a source's records are read from, in the order of reading."""
-    return sources._files(Path(source).expanduser())  # noqa: SLF001
+    return sources._files(Path(source).expanduser())
 
 
 def row_reader(settings: EncodingSettings, shape: tuple[str, ...]) -> RowReader:

@@ -295,7 +295,7 @@ def _nothing_left(path: str, purpose: str, store: Store, refused: Sequence[Refus
 
 
 def _fingerprint(*parts: Samples) -> str:
-    """SHA-256 over how many samples there are, and what the tokens of each are and what is learned of them, in order."""
+    """SHA-256 over the samples of each part, in order: how many, their tokens and what is learned of them."""
     digest = hashlib.sha256()
     for samples in parts:
         digest.update(len(samples).to_bytes(8, "little"))

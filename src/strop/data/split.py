@@ -38,9 +38,7 @@ def choose_rows(records: Iterable[Record], rows: int, seed: int) -> list[int]:
         The numbers of the chosen rows, ascending.
     """
     key = seed.to_bytes(8, "little")
-    keys = b"".join(
-        hashlib.blake2b(_row_text(record), digest_size=16, key=key).digest() for record in records
-    )
+    keys = b"".join(hashlib.blake2b(_row_text(record), digest_size=16, key=key).digest() for record in records)
     numbers = np.frombuffer(keys, ">u8").reshape(-1, 2)
     order = np.lexsort((numbers[:, 1], numbers[:, 0]))
     chosen: list[int] = np.sort(order[:rows]).tolist()
@@ -108,9 +106,7 @@ def hold_out(
     return chosen_S
 
 
-def _groups(
-    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], seed: int
-) -> npt.NDArray[np.int64]:
+def _groups(contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """The group of each sample [S]: records of equal contents are one group, the smallest number of a content first."""
     starts_R = np.flatnonzero(np.diff(records_S, prepend=-1))
     record_S = np.cumsum(np.diff(records_S, prepend=-1) != 0) - 1
@@ -127,7 +123,8 @@ def _groups(
     new_R[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
     group_R = np.empty(len(order_R), np.int64)
     group_R[order_R] = np.cumsum(new_R) - 1
-    return group_R[record_S]
+    group_S: npt.NDArray[np.int64] = group_R[record_S]
+    return group_S
 
 
 def _row_text(record: Record) -> bytes:

@@ -248,7 +248,7 @@ class Store:
         _, rows_at, samples, tail_at, tail_bytes, item = _TRAILER.unpack_from(
             self._content, len(self._content) - _DIGEST - _TRAILER.size
         )
-        self._item = np.dtype("<u2" if item == 2 else "<i4")  # noqa: PLR2004 - bytes of a token
+        self._item = np.dtype("<u2" if item == 2 else "<i4")
         self.rows: npt.NDArray[np.void] = np.frombuffer(self._content, ROW, samples, rows_at)
         tail = json.loads(bytes(self._content[tail_at : tail_at + tail_bytes]))
         names = [*files, *tail["files"][len(files) :]]

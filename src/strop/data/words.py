@@ -117,7 +117,7 @@ def _expression(pre_tokenizer: dict[str, Any]) -> str | None:
         if len(steps) == 1:
             return _GPT2
         return _GPT2_DIGITS if steps[:-1] == [{"type": "Digits", "individual_digits": True}] else None
-    if len(steps) != 2:  # noqa: PLR2004 - the split and the bytes
+    if len(steps) != 2:
         return None
     split = dict(steps[0])
     pattern = split.pop("pattern", {}).get("Regex")

@@ -144,7 +144,7 @@ class _Pool:
             while (work := self._batches.get()) is not None:
                 batch, future = work
                 _send(to_worker, pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL))
-                future.set_result(pickle.loads(_receive(from_worker)))
+                future.set_result(pickle.loads(_receive(from_worker)))  # noqa: S301 - it is our own
                 future = None
         if future is not None:
             future.set_result(None)
@@ -163,10 +163,10 @@ def serve() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not write into the replies
     batches = sys.stdin.buffer
     with contextlib.suppress(EOFError, BrokenPipeError):
-        encoder = pickle.loads(_receive(batches))
+        encoder = pickle.loads(_receive(batches))  # noqa: S301 - from the process that started this one
         _send(replies, b"ready")
         while True:
-            batch = pickle.loads(_receive(batches))
+            batch = pickle.loads(_receive(batches))  # noqa: S301 - likewise
             try:
                 chunk = encoder.encode(batch)
             except Exception:  # noqa: BLE001 - it will be raised where somebody sees it
