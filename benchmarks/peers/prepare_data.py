@@ -3,8 +3,8 @@
     python prepare_data.py FILE MODEL CACHE trl|llama-factory PROCESSES|none gsm8k|turns
 
 "trl" is TRL's own `SFTTrainer._prepare_dataset`, called without the trainer around it, which would load a model:
-question and answer as prompt and completion, longer conversations as messages with `assistant_only_loss`, and `{% generation %}`
-marks put into the template, which that needs. Its maps are `datasets.map`, an example at a time.
+question and answer as prompt and completion, longer conversations as messages with `assistant_only_loss`, and
+`{% generation %}` marks put into the template, which that needs. Its maps are `datasets.map`, an example at a time.
 
 "llama-factory" does what its documentation and its data configuration describe, written anew, because the package
 cannot be installed beside the others: one map that turns rows into turns, and one with batches of 1,000

@@ -14,6 +14,7 @@ from strop.evaluate.ask import question_of_sample
 from strop.evaluate.held_out import held_out_loss
 from strop.evaluate.tuned import TunedModel, load_tuned
 from strop.model.source import Note
+from strop.model.starter import cache_folder
 
 
 def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note: Note | None = None) -> dict[str, Any]:
@@ -68,7 +69,11 @@ def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, Sequence[E
     if data is not None:
         settings = settings.model_copy(update={"train": str(data), "eval": 0.0, "rows": None})
     dataset = prepare(
-        settings, model.tokenizer, seed=model.recipe.train.seed, context_tokens=model.decoder.spec.context
+        settings,
+        model.tokenizer,
+        seed=model.recipe.train.seed,
+        context_tokens=model.decoder.spec.context,
+        cache=cache_folder() / "samples",
     )
     if data is not None:
         return dataset, dataset.learned
