@@ -27,8 +27,11 @@ lint: $(DEV)
 test-slow: $(DEV)  ## what takes minutes: real models against other stacks, the demo's promise
 	$(BIN)/python -m pytest -m slow
 
-bench: $(DEV)  ## speed, memory and losses beside transformers + PEFT + bitsandbytes
+bench: $(DEV)  ## speed, memory and losses beside the peers, and forecasts beside facts: two hours alone on the machine
 	$(BIN)/python benchmarks/against_peft.py --json benchmarks/results/against_peft.json
+	$(BIN)/python benchmarks/cpu_peers.py --sides all --busy --json
+	$(BIN)/python benchmarks/memory_curve.py --json benchmarks/results/memory_curve.json
+	$(BIN)/python benchmarks/steady.py --json benchmarks/results/steady.json
 
 gpu: $(DEV)  ## what needs a CUDA device: correctness there
 	$(BIN)/python -m pytest -m gpu -rs

@@ -22,7 +22,7 @@ the rounds the median stands in the table, the best beside it in the JSON file. 
 round, and then the median is taken. Memory is the process's peak of resident memory. A side that is not done within
 `--limit` seconds is stopped, and what it had done by then is reported. The limit of the arithmetic is
 `matmul_rate.py`'s, measured in every round, the best of them; a side's share of it counts the tokens that it computed,
-padding included.
+padding included, and for the head those that are learned.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
 every step, and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
@@ -54,6 +54,8 @@ GSM8K = HERE.parents[1] / "shared" / "data" / "gsm8k" / "train.jsonl"
 RESULTS = HERE / "results" / "cpu_peers.json"
 TORCH = "torch==2.13.0"
 TOLERANCE = 1e-4
+# Beginnings of variables that set threads or choose kernels: no side, nor the limit, has any but its own.
+SETTINGS = ("OMP_", "GOMP_", "MKL_", "OPENBLAS_")
 TARGETS = ("q_proj", "k_proj", "v_proj")
 RANK, ALPHA, MAX_TOKENS, CONTEXT = 8, 32.0, 512, 2048
 
@@ -127,17 +129,25 @@ def write_job(place: Path, given: argparse.Namespace) -> tuple[Path, float, str]
     return place / "job.json", learned / read, name
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's variables without those that set threads or choose kernels."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+
+
 def run_side(side: Side, job: Path, python: Path, limit: float) -> Run:
     """Runs a side to its end, or to the limit."""
     course, log = job.with_name("course.jsonl"), job.with_name("log.txt")
     course.write_text("", encoding="utf-8")
     script, *variant = side.command
     command = [str(python), str(HERE / "peers" / script), str(job), str(course), *variant]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "MKL_"))}
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env={**kept, **offline, **side.environment}, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            command,
+            env={**plain_environment(), **offline, **side.environment},
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
         )
         try:
             end = "done" if process.wait(limit) == 0 else "failed"
@@ -182,7 +192,8 @@ def measure_limit(job: Path, learned_share: float) -> dict[str, Any]:
     """What `matmul_rate.py` finds, in a process of its own."""
     model = json.loads(job.read_text(encoding="utf-8"))["model"]
     command = [sys.executable, str(HERE / "matmul_rate.py"), model, "--learned-share", str(learned_share)]
-    return dict(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
+    found = subprocess.run(command, env=plain_environment(), capture_output=True, check=True)
+    return dict(json.loads(found.stdout))
 
 
 def machine() -> dict[str, Any]:
@@ -225,7 +236,7 @@ def run_rounds(given: argparse.Namespace, job: Path, learned_share: float) -> di
     reference = quiet.get("tuned", [])
     return {
         "limit": limit,
-        "sides": {name: summarize(runs, reference, limit["limit_tokens_per_s"]) for name, runs in quiet.items()},
+        "sides": {name: summarize(runs, reference, limit) for name, runs in quiet.items()},
         "beside_a_busy_core": {
             name: {"where": given.busy, **slowdown(runs, quiet[name])} for name, runs in busy.items()
         },

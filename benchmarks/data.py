@@ -10,8 +10,8 @@
 Two data sets: GSM8K's questions and answers, each row numbered in its question so that none is like another, and
 conversations made of two or three of them. Each side runs in a process of its own with an empty cache ("cold"), and
 again with what it left ("warm"); Python, libraries and tokenizer are loaded before the clock starts, on all sides
-alike. The sides run in turn, round after round, and medians stand in the table; ratios are made within a round. Peers read the
-file with `load_dataset`, which is a part of their time, and is also told apart.
+alike. The sides run in turn, round after round, and medians stand in the table; ratios are made within a round. Peers
+read the file with `load_dataset`, which is a part of their time, and is also told apart.
 
 That all do the same work shows in the tokens: they must agree within 3 % (Strop refuses what is too long, TRL and
 LLaMA-Factory cut it; TRL's masks differ by line breaks), or the script says so and ends with exit code 1.

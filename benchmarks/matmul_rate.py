@@ -171,6 +171,8 @@ def main() -> None:
         "overall_gflop_per_s": {name: round(overall_rate(listed, rates) / 1e9, 1) for name, rates in found.items()},
         "best_gflop_per_s": round(rate / 1e9, 1),
         "mflop_per_token": round(flops / 1e6, 1),
+        "mflop_per_computed_token": sum(p.share for p in listed if not p.name.startswith("head")) / 1e6,
+        "mflop_per_learned_token": sum(p.share for p in products(config, 1.0) if p.name.startswith("head")) / 1e6,
         "limit_tokens_per_s": round(rate / flops, 1),
     }
     json.dump(report, sys.stdout, indent=2, ensure_ascii=False)

@@ -3,8 +3,9 @@
     python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--json FILE]
 
 Every point is a process of its own. It plans as `strop train` does (probe, forecast, search) for a budget that lies
-somewhere between the leanest and the fastest plan, then loads, computes some steps under that plan, and compares: the
-process's peak resident memory, and the median of its steps (the mean of the only one of a 7B model).
+somewhere between the leanest and the fastest plan, then does what a run does: loads, computes the largest pack once,
+generates sample answers, and computes some steps. Compared are the process's peak resident memory, a mean step, and
+loading (the real model's; random ones are made, not loaded).
 
 SmolLM2-135M is the real model. The others have the sizes of TinyLlama-1.1B and InternLM-7B and random weights, which
 are made in NF4 directly and never exist in full precision; the head is bfloat16, and an embedding that the plan leaves
@@ -15,18 +16,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
+import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ POINTS = [
     Point("smollm2", "all-linear", 16, 0.0, 8, 2048, 0.5, 3),
     *(Point("1b", "q_proj,k_proj,v_proj", 8, 0.0, 4, 512, share, 2) for share in (0.0, 1.0)),
     *(Point("1b", "all-linear", 16, 0.0, 4, 512, share, 2) for share in (0.0, 0.5)),
-    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 8, 512, 6e9, 1),
+    Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 10, 512, 6e9, 1),
     Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 2, 512, 1.0, 1),
 ]
 
@@ -160,23 +164,13 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
     return Decoder(spec, embedding, head, torch.ones(spec.hidden), layers, torch.float32, buffer)
 
 
-def child(point: Point, wanted: Any, channel: Any) -> None:
+def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
-    import torch
-
-    from strop.data.order import step_samples
-    from strop.data.packing import pack
     from strop.model.families import read_spec
-    from strop.model.load import load_decoder
-    from strop.model.lora import make_adapter, parse_targets
     from strop.model.starter import starter_folder
     from strop.model.weights import WeightReader
-    from strop.plan.apply import make_engine, use_processor
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
-    from strop.training.optimizer import Optimizer
-    from strop.training.state import work_of
-    from strop.training.step import accumulate_gradients
 
     folder = starter_folder() if point.model == "smollm2" else None
     spec = read_spec(folder) if folder else sizes(point.model)
@@ -187,28 +181,71 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
         data={"train": "made here", "eval": 0.0},
         adapter={"rank": point.rank, "alpha": 16, "dropout": point.dropout, "targets": point.targets},
         train={"samples_per_step": point.samples, "steps": point.steps},
+        watch={"answer_tokens": ANSWER_TOKENS},
     )
     dataset = SimpleNamespace(learned=learned, held_out=[])
     began = time.perf_counter()
     choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted)
-    planning = time.perf_counter() - began
-    plan, forecast = choice.forecast.plan, choice.forecast
+    planning, forecast = time.perf_counter() - began, choice.forecast
+    front = [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes]
+    if plan_alone:
+        channel.send({"front": front})
+        return
+    channel.send(
+        {
+            "plan": forecast.plan.as_dict(),
+            "budget_bytes": wanted,
+            "planning_seconds": planning,
+            "front": front,
+            "forecast_bytes": forecast.peak_bytes,
+            "components": dict(forecast.components),
+            "step_parts": dict(forecast.step_parts),
+            "forecast_step_seconds": forecast.step_seconds,
+            "forecast_loading_seconds": forecast.parts["loading"],
+            "forecast_answering_seconds": forecast.parts["watching"] / 2,
+            "tokens_per_step": choice.workload.read_tokens,
+            **compute(point, spec, choice, learned, folder),
+        }
+    )
+
+
+def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Path | None) -> dict[str, Any]:
+    """Does what a run does under the plan that was chosen, and says what it took."""
+    from strop.data.order import step_samples
+    from strop.data.packing import pack
+    from strop.model.generate import generate
+    from strop.model.load import load_decoder
+    from strop.model.lora import make_adapter, parse_targets
+    from strop.plan.apply import make_engine, use_processor
+    from strop.training.meter import peak_bytes
+    from strop.training.optimizer import Optimizer
+    from strop.training.shortage import largest_batch
+    from strop.training.state import work_of
+    from strop.training.step import accumulate_gradients
+
+    plan = choice.forecast.plan
     use_processor(plan)
+    clock = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as place:
         if folder:
             decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
         else:
             decoder = random_decoder(spec, plan, Path(place))
-        adapter = make_adapter(
-            spec,
-            rank=point.rank,
-            alpha=16,
-            dropout=point.dropout,
-            targets=parse_targets(point.targets),
-            seed=0,
-        )
+        targets, shape = parse_targets(point.targets), {"rank": point.rank, "alpha": 16, "dropout": point.dropout}
+        adapter = make_adapter(spec, **shape, targets=targets, seed=0)
         engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
         optimizer = Optimizer(adapter, 0.0)
+        clock.append(time.perf_counter())
+        peaks = {"loading": peak_bytes(engine.device)}
+        batch = largest_batch(choice.workload, engine.device)
+        adapter.zero_gradients()
+        engine.gradients(batch, adapter, len(batch.rows_N), 0)
+        peaks["largest pack"] = peak_bytes(engine.device)
+        clock.append(time.perf_counter())
+        prompts = [learned[index * len(learned) // 3].tokens.tolist() for index in range(3)]
+        generate(decoder, adapter, [prompt[: len(prompt) * 2 // 5] for prompt in prompts], [], ANSWER_TOKENS)
+        peaks["answers"] = peak_bytes(engine.device)
+        clock.append(time.perf_counter())
         seconds = []
         for step in range(point.steps):
             began = time.perf_counter()
@@ -217,29 +254,26 @@ def child(point: Point, wanted: Any, channel: Any) -> None:
             result = accumulate_gradients(engine, adapter, packs, seed=0, step=step, clip=1.0)
             optimizer.step(1e-4)
             seconds.append(time.perf_counter() - began)
-            assert torch.isfinite(torch.tensor(result.loss))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    channel.send(
-        {
-            "plan": plan.as_dict(),
-            "budget_bytes": wanted,
-            "planning_seconds": planning,
-            "forecast_bytes": forecast.peak_bytes,
-            "components": dict(forecast.components),
-            "step_parts": dict(forecast.step_parts),
-            "peak_bytes": peak,
-            "forecast_step_seconds": forecast.step_seconds,
-            "step_seconds": statistics.median(seconds),
-            "front": [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes],
-        }
-    )
+            assert math.isfinite(result.loss)
+    peaks["steps"] = peak_bytes(engine.device)
+    return {
+        "peak_bytes": peaks["steps"],
+        "peak_bytes_after": peaks,
+        "step_seconds": statistics.mean(seconds),
+        "loading_seconds": clock[1] - clock[0] if folder else None,
+        "answering_seconds": clock[3] - clock[2],
+    }
 
 
-def run_point(point: Point, wanted: int | None) -> dict[str, Any]:
-    """Runs a point in a fresh process."""
+def run_point(point: Point, wanted: int | None, *, plan_alone: bool = False) -> dict[str, Any]:
+    """Runs a point in a fresh process, or only plans it."""
+    # As the command line has it; variables that say which kernels a library takes are not a user's.
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS"):
+        os.environ.pop(name, None)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=child, args=(point, wanted, theirs))
+    process = context.Process(target=child, args=(point, wanted, plan_alone, theirs))
     process.start()
     theirs.close()
     try:
@@ -254,23 +288,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", default="smollm2,1b,7b", help="models, with commas")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", help="numbers of points, with commas, from 0")
     arguments = parser.parse_args()
     rows = []
     print("| model | adapters | budget | forecast | measured | off by | step forecast | step measured | off by |")
     print("|---|---|---|---|---|---|---|---|---|")
     fronts: dict[tuple[Any, ...], tuple[int, int]] = {}
-    for point in POINTS:
-        if point.model not in arguments.points.split(","):
+    only = [int(number) for number in arguments.only.split(",")] if arguments.only else range(len(POINTS))
+    for number, point in enumerate(POINTS):
+        if point.model not in arguments.points.split(",") or number not in only:
             continue
         key = (point.model, point.targets, point.rank, point.samples, point.longest, point.dropout)
         wanted = int(point.share) if point.share > 1 else None
         if wanted is None and point.share < 1:
             low, high = fronts.get(key, (0, 0))
             if not high:
-                # The fastest plan is measured on the way: it tells both ends of the curve.
-                low, high = run_point(replace(point, steps=1), None)["front"]
+                low, high = run_point(point, None, plan_alone=True)["front"]
                 fronts[key] = (low, high)
-            wanted = int(low * 1.03 + (high - low) * point.share)
+            wanted = int(low * 1.05 + (high - low) * point.share)
         measured = run_point(point, wanted)
         memory = measured["forecast_bytes"] / measured["peak_bytes"] - 1
         duration = measured["forecast_step_seconds"] / measured["step_seconds"] - 1

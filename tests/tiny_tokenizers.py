@@ -88,9 +88,9 @@ KINDS: dict[str, dict[str, Any]] = {
 """Styles of models: a template, its control tokens, and how its tokenizer treats spaces."""
 
 
-def write_folder(folder: Path, kind: str, *, template: str | None = None, **config: Any) -> Path:
-    """Write a model folder's tokenizer files; ``config`` goes into tokenizer_config.json."""
-    style = KINDS[kind]
+def write_folder(folder: Path, kind: str | dict[str, Any], *, template: str | None = None, **config: Any) -> Path:
+    """Write the tokenizer files of a kind, or of a style of one's own; ``config`` goes into tokenizer_config.json."""
+    style = KINDS[kind] if isinstance(kind, str) else kind
     folder.mkdir(parents=True, exist_ok=True)
     _train(style).save(str(folder / "tokenizer.json"))
     named = {f"{name}_token": style[name] for name in ("bos", "eos") if name in style}

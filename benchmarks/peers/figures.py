@@ -89,8 +89,12 @@ def read_course(course: Path, end: str, log: str) -> Run:
     return Run(ready, steps, begun, end, log)
 
 
-def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: float) -> dict[str, Any]:
-    """One side's figures over its rounds."""
+def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: Mapping[str, float]) -> dict[str, Any]:
+    """One side's figures over its rounds.
+
+    Its share of the limit: the operations that its computed and its learned tokens ask for, over its time, beside the
+    best matrix rate.
+    """
     figures = [run.figures() for run in runs]
     names = dict.fromkeys(name for round_ in figures for name in round_)
     summary: dict[str, Any] = {name: _median(each[name] for each in figures if name in each) for name in names}
@@ -101,7 +105,11 @@ def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: float) -> dict[s
     ]
     if names:
         summary["best_read_per_s"] = max(each["read_per_s"] for each in figures if each)
-        summary["share_of_limit"] = summary["computed_per_s"] / limit
+        flops = 1e6 * (
+            summary["computed_per_s"] * limit["mflop_per_computed_token"]
+            + summary["learned_per_s"] * limit["mflop_per_learned_token"]
+        )
+        summary["share_of_limit"] = flops / (1e9 * limit["best_gflop_per_s"])
     if ratios:
         summary["times_tuned"] = statistics.median(ratios)
     summary = {name: _rounded(value) for name, value in summary.items()}

@@ -28,6 +28,7 @@ def strop_side(job: Job, course: Course, variant: str) -> None:
     from strop.model.lora import read_adapter
     from strop.model.weights import WeightReader
     from strop.plan.apply import make_engine, use_processor
+    from strop.plan.budget import budget_for
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
     from strop.training.optimizer import Optimizer
@@ -54,7 +55,9 @@ def strop_side(job: Job, course: Course, variant: str) -> None:
     facts = (spec, WeightReader(folder).item_bytes, dataset, recipe)
     choice = choose(*facts, steps=len(steps))
     if variant == "low":
-        choice = choose(*facts, steps=len(steps), budget_bytes=choice.curve[0].peak_bytes, machine=choice.machine)
+        choice = choose(
+            *facts, steps=len(steps), budget_bytes=budget_for(choice.curve[0].peak_bytes), machine=choice.machine
+        )
     plan = choice.forecast.plan
     use_processor(plan)
     decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)

@@ -12,6 +12,7 @@ Everything is imported when it is first used, so that `import strop` costs nothi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        # Threads that spin while they wait took 20 % of a step (docs/decisions/0007-passive-threads.md); OpenMP reads
+        # this when torch is imported, so that it is too late where a program has done so before.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         module, attribute = _HOMES[name]
         return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'strop' has no attribute {name!r}")

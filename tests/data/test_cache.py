@@ -35,9 +35,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     encode = encoding.encode_conversations
 
-    def counted(tokenizer: Tokenizer, conversations: list[Conversation]) -> list[Any]:
+    def counted(tokenizer: Tokenizer, conversations: list[Conversation], learn: Any) -> list[Any]:
         counts.append(len(conversations))
-        return encode(tokenizer, conversations)
+        return encode(tokenizer, conversations, learn)
 
     monkeypatch.setattr(encoding, "encode_conversations", counted)
     return counts

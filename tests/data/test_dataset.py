@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from strop.data.examples import Dataset, prepare
 from strop.data.records import Example, Message, Place, Record
-from strop.data.split import choose_rows, held_out_count, hold_out
+from strop.data.split import choose_rows, content_key, held_out_count, hold_out
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.errors import DataError, TemplateError, UsageError
@@ -116,9 +116,10 @@ def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path, chatml: 
     seed=st.integers(0, 2**63 - 1),
 )
 def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, seed: int) -> None:
-    contents = np.array([[n, 7] for n in copies], np.uint64)
+    keys = [content_key(seed, np.array([n, 1], np.int32)) for n in copies]
+    contents = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
     count = held_out_count(share, len(copies))
-    chosen = hold_out(contents, np.arange(len(copies)), count, seed)
+    chosen = hold_out(contents, np.arange(len(copies)), count)
     ids = set(np.flatnonzero(chosen).tolist())
     assert len(ids) <= count < len(copies)
     held = {copies[number] for number in ids}
@@ -126,19 +127,18 @@ def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, 
     if len(set(copies)) == len(copies):
         assert len(ids) == count
     elsewhere = np.random.default_rng(0).permutation(len(copies))
-    assert (hold_out(contents[elsewhere], np.arange(len(copies)), count, seed) == chosen[elsewhere]).all()
+    assert (hold_out(contents[elsewhere], np.arange(len(copies)), count) == chosen[elsewhere]).all()
 
 
 @settings(max_examples=60)
 @given(
     records=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=20),
-    seed=st.integers(0, 9),
 )
-def test_the_samples_of_a_record_stay_together(records: list[list[int]], seed: int) -> None:
+def test_the_samples_of_a_record_stay_together(records: list[list[int]]) -> None:
     contents = np.array([[n, n + 1] for record in records for n in record], np.uint64)
     numbers = np.repeat(np.arange(len(records)) * 3, [len(record) for record in records])
     count = len(contents) // 2
-    chosen = hold_out(contents, numbers, count, seed)
+    chosen = hold_out(contents, numbers, count)
     assert chosen.sum() <= count
     sides = {}
     for number, record in enumerate(records):
@@ -205,8 +205,13 @@ def test_overlong_samples(tmp_path: Path, chatml: Tokenizer, overlong: str) -> N
 
 def test_cut_end_keeps_the_beginning_of_the_answer(tmp_path: Path, chatml: Tokenizer) -> None:
     answer = " ".join(f"step{n}" for n in range(60))
-    file = write(tmp_path / "a.jsonl", [{"question": "Hi", "answer": answer}])
-    (example,) = data(chatml, file, eval=0, max_tokens=90, overlong="cut_end").learned
+    long, short = {"question": "Hi", "answer": answer}, {"question": "Hi", "answer": "Ho"}
+    file = write(tmp_path / "a.jsonl", [long])
+    with pytest.raises(TemplateError, match="an answer would be learned without its stop token"):
+        data(chatml, file, eval=0, max_tokens=90, overlong="cut_end")
+    both = data(chatml, write(tmp_path / "b.jsonl", [long, short]), eval=0, max_tokens=90, overlong="cut_end")
+    assert [(one.kind, one.severity, one.count) for one in both.findings] == [("answers-cut", "warn", 1)]
+    example = both.learned[0]
     assert len(example) == 90
     assert answer.startswith(learned_text(chatml, example))
     assert not chatml.stop_ids.intersection(example.tokens[example.learned].tolist())

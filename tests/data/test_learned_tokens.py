@@ -81,7 +81,7 @@ def test_every_prompt_is_the_beginning_of_what_was_trained(
     tokenizer_of: Callable[[str], Tokenizer], kind: str, conversation: Conversation
 ) -> None:
     tokenizer = tokenizer_of(kind)
-    tokens, learned = encode_conversation(tokenizer, conversation)
+    tokens, learned, _ = encode_conversation(tokenizer, conversation)
     expected = [False] * len(tokens)
     for turn, message in enumerate(conversation.messages):
         if message.role != "assistant":
@@ -101,9 +101,9 @@ def test_no_control_token_comes_out_of_the_data(
 ) -> None:
     tokenizer = tokenizer_of(kind)
     control = set(tokenizer.special_tokens.values())
-    tokens, _ = encode_conversation(tokenizer, conversation)
+    tokens, _, _ = encode_conversation(tokenizer, conversation)
     harmless = Conversation(tuple(Message(message.role, "x") for message in conversation.messages), PLACE)
-    wanted, _ = encode_conversation(tokenizer, harmless)
+    wanted, _, _ = encode_conversation(tokenizer, harmless)
     assert [i for i in tokens.tolist() if i in control] == [i for i in wanted.tolist() if i in control]
 
 
@@ -129,7 +129,7 @@ def test_the_tokens_spell_the_text_character_for_character(
     written: Callable[[Sequence[Message]], str],
     conversation: Conversation,
 ) -> None:
-    tokens, _ = encode_conversation(tokenizer_of(kind), conversation)
+    tokens, _, _ = encode_conversation(tokenizer_of(kind), conversation)
     assert tokenizer_of(kind).decode(tokens.tolist()) == written(conversation.messages)
 
 
@@ -150,14 +150,14 @@ def test_tokens_equal_those_of_transformers(
 
 
 def test_an_answer_is_learned_from_its_first_character_to_its_stop_token(chatml: Tokenizer) -> None:
-    tokens, learned = encode_conversation(chatml, talk(("user", "2 + 2?"), ("assistant", "It is 4.")))
+    tokens, learned, _ = encode_conversation(chatml, talk(("user", "2 + 2?"), ("assistant", "It is 4.")))
     assert chatml.decode(tokens[learned].tolist()) == "It is 4.<|im_end|>"
     assert chatml.decode(tokens[~learned].tolist()).endswith("<|im_start|>assistant\n\n")
 
 
 def test_a_stop_token_in_the_answer_does_not_end_it(chatml: Tokenizer) -> None:
     answer = "Write <|im_end|> to stop."
-    tokens, learned = encode_conversation(chatml, talk(("user", "How?"), ("assistant", answer)))
+    tokens, learned, _ = encode_conversation(chatml, talk(("user", "How?"), ("assistant", answer)))
     assert chatml.decode(tokens[learned].tolist()) == answer + "<|im_end|>"
     assert tokens[learned].tolist().count(chatml.stop_tokens["<|im_end|>"]) == 1
 
@@ -167,12 +167,12 @@ def test_a_stop_token_before_the_answer_does_not_end_it(tmp_path: Path) -> None:
         "+ message['content']", "+ ('<|im_end|>' if message.role == 'assistant' else '') + message['content']"
     )
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, "chatml", template=template))
-    tokens, learned = encode_conversation(tokenizer, talk(("user", "How?"), ("assistant", "So.")))
+    tokens, learned, _ = encode_conversation(tokenizer, talk(("user", "How?"), ("assistant", "So.")))
     assert tokenizer.decode(tokens[learned].tolist()) == "<|im_end|>So.<|im_end|>"
 
 
 def test_a_control_token_in_the_data_is_encoded_as_ordinary_text(chatml: Tokenizer) -> None:
-    tokens, learned = encode_conversation(chatml, talk(("user", "How?"), ("assistant", "<|im_end|>")))
+    tokens, learned, _ = encode_conversation(chatml, talk(("user", "How?"), ("assistant", "<|im_end|>")))
     stop = chatml.stop_tokens["<|im_end|>"]
     assert tokens[learned].tolist() == [*chatml.encode("<|im_end|>", special=False), stop]
 
@@ -191,7 +191,7 @@ def test_a_control_token_that_the_vocabulary_spells_is_broken_up(tmp_path: Path)
     backend.add_tokens(["u"])
     tokenizer = Tokenizer(backend, template, {"eos_token": "</s>"})
     assert tokenizer.encode("</s>", special=False) == [7]
-    tokens, learned = encode_conversation(tokenizer, talk(("user", "a</s>a"), ("assistant", "</s>")))
+    tokens, learned, _ = encode_conversation(tokenizer, talk(("user", "a</s>a"), ("assistant", "</s>")))
     assert tokens.tolist().count(7) == 1
     assert tokens[learned].tolist() == [0, 1, 6, 7]
     assert tokenizer.decode(tokens.tolist()).replace(" ", "") == "u:a</s>aa:</s></s>"
@@ -202,7 +202,7 @@ def test_an_answer_gets_no_space_that_belongs_to_the_beginning_of_a_text(tmp_pat
     template = "{% for m in messages %}{{ m.role + ':' + m.content + (eos_token if m.role == 'assistant' else ' ') }}"
     template += "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     tokenizer = Tokenizer.from_folder(write_folder(tmp_path, "llama2", template=template))
-    tokens, learned = encode_conversation(tokenizer, talk(("user", "ok"), ("assistant", "done")))
+    tokens, learned, _ = encode_conversation(tokenizer, talk(("user", "ok"), ("assistant", "done")))
     pieces = [tokenizer.backend.id_to_token(int(token)) for token in tokens[learned]]
     assert "".join(pieces) == "done</s>"
     assert tokenizer.decode(tokens.tolist()) == "user:ok assistant:done</s>"
@@ -221,14 +221,13 @@ REWRITES = CHATML.replace(
 )
 FORGETS = "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% else %}" + CHATML + "{% endif %}"
 REFUSED = {
-    "rewrites earlier turns, so": REWRITES,
-    "rewrites earlier turns": FORGETS,
+    "leaves the question out of the prompt": FORGETS,
     "would not end the answer in a stop token": CHATML.replace(
         "'<|im_end|>\\n' -}}\n{%- endfor", "'\\n' -}}\n{%- endfor"
     ),
     "changes the answer": CHATML.replace("message['content'] +", "message['content'] | upper +"),
     "renders an answered question unlike the question alone": CHATML.replace(
-        "assistant\\n' -}}", "assistant\\n<think>' -}}"
+        "assistant\\n' -}}", "assistant\\nWell: ' -}}"
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -247,3 +248,23 @@ def test_a_system_prompt_is_computed_once_a_pack(system: int) -> None:
     assert sum(one.read_tokens for one in shared) == sum(len(one) for one in plain)
     assert computed == sum(len(one) for one in plain) - (len(examples) - len(shared)) * system
     assert len(shared) <= len(plain)
+
+
+@given(samples=samples, pack_tokens=st.integers(1, 40), share=st.booleans())
+def test_weights_stand_beside_their_targets(
+    samples: list[list[tuple[int, bool]]], pack_tokens: int, share: bool
+) -> None:
+    """A token's weight is a function of the token here, so that it is known wherever the token lands."""
+    examples = []
+    for number, pairs in enumerate(samples):
+        plain = example([token for token, _ in pairs], [learned for _, learned in pairs], number)
+        weights = np.where(plain.learned, plain.tokens % 7 + 1, 0).astype(np.float32)
+        examples.append(replace(plain, weights=weights if number % 2 else None))
+    for one in pack(examples, pack_tokens, share):
+        wanted = np.where(one.targets_T == NO_TARGET, 0, one.targets_T % 7 + 1)
+        odd = np.repeat(one.sample_ids_D % 2 == 1, np.diff(one.starts_D1))
+        wanted = np.where(odd, wanted, one.targets_T != NO_TARGET)
+        weights = one.weights_T if one.weights_T is not None else (one.targets_T != NO_TARGET).astype(np.float32)
+        assert weights.tolist() == wanted.tolist()
+        assert one.weight == wanted.sum()
+        assert (one.weights_T is None) == (not (one.sample_ids_D % 2).any())

@@ -20,7 +20,7 @@ PLACE = Place("f", 1)
 
 def example_of(tokenizer: Tokenizer, *turns: tuple[str, str]) -> Example:
     messages = tuple(Message(role, text) for role, text in turns)  # type: ignore[arg-type]
-    tokens, learned = encode_conversation(tokenizer, Conversation(messages, PLACE))
+    tokens, learned, _ = encode_conversation(tokenizer, Conversation(messages, PLACE))
     return Example(tokens, learned, 0, PLACE)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strop.data import store as store_module
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
 from strop.data.samples import Samples, lengths, taught, untaught
+from strop.data.split import content_key
 from strop.data.store import (
     ChunkBuilder,
     Sample,
@@ -42,7 +43,11 @@ places = st.builds(Place, st.sampled_from([*FILES, "hub:x"]), st.integers(1, 9))
     Place, st.sampled_from(FILES), item=st.none() | st.integers(1, 9)
 )
 conversations = st.builds(
-    Conversation, st.lists(messages, min_size=1, max_size=4).map(tuple), places, st.lists(texts, max_size=2).map(tuple)
+    Conversation,
+    st.lists(messages, max_size=4).map(tuple),
+    places,
+    st.lists(texts, max_size=2).map(tuple),
+    st.none() | texts,
 )
 
 
@@ -115,7 +120,10 @@ def test_what_is_read_is_what_was_written(data: st.DataObject, vocabulary: int) 
     for function in (lengths, taught, untaught):
         assert function(found).tolist() == function(list(found)).tolist()
     assert found.records_S.tolist() == [number & 0xFFFFFFFF for number, _, _ in flat]
-    contents, wholes = found.contents_S2.tolist(), found.wholes_S2.tolist()
+    for seed in (0, 3):
+        keys = [content_key(seed, sample.tokens) for _, _, sample in flat]
+        assert found.contents_S2(seed).tobytes() == b"".join(keys)
+    contents, wholes = found.contents_S2(0).tolist(), found.wholes_S2.tolist()
     for one, (_, _, a) in enumerate(flat):
         for other, (_, _, b) in enumerate(flat):
             same = a.tokens.tolist() == b.tokens.tolist()

@@ -27,7 +27,7 @@ from strop.data.workers import Batch, encode_all
 from strop.errors import TemplateError
 from strop.recipe.schema import DataSection
 
-SETTINGS: Any = SimpleNamespace(map=None, system=None, overlong="cut_prompt")
+SETTINGS: Any = SimpleNamespace(map=None, system=None, overlong="cut_prompt", learn="answers", thinking=None)
 
 
 def records(count: int) -> Iterator[tuple[int, Record]]:

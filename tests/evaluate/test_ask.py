@@ -245,3 +245,37 @@ def test_a_chat_that_outgrows_the_context_says_so_and_keeps_its_history(model: T
     assert str(model.decoder.spec.context) in caught.value.expected
     assert chat.messages == before
     assert len(spy.calls) == 1
+
+
+def test_a_run_remembers_whether_its_answers_reason(tiny: Tiny, finished: RunFolder, tmp_path: Path):
+    """And asks in that way: in chat, in sample answers, and when base and tuned are compared."""
+    assert load_tuned(finished.path).recipe.data.thinking == "drop"
+    rows = [{"question": f"{n} + 1?", "answer": f"<think>\nAdd.\n</think>\n\n{n + 1}"} for n in range(12)]
+    other = Tiny(tiny.model, write_rows(tmp_path / "data.jsonl", rows))
+    run = other.train(tmp_path / "run", {"train.steps": 1, "watch.every": 9})
+    model = load_tuned(run.path)
+    assert model.recipe.data.thinking == "keep"
+    assert model.thinking
+    assert model.question("1 + 1?").thinking
+    assert {sample.get("thinking") for sample in run.lines(run.samples)} == {True}
+    assert {sample.get("thinking") for sample in finished.lines(finished.samples)} == {None}
+
+
+def test_a_question_with_tools_survives_its_line():
+    from strop.data.records import ToolCall
+    from strop.evaluate.ask import question_of_line
+
+    call = Message("assistant", "", thinking="Look.", calls=(ToolCall("weather", "{}", "abcdefghi"),))
+    messages = (Message("user", "Nice?"), call, Message("tool", "sun", call_id="abcdefghi", name="weather"))
+    question = Question(messages, "Yes.", ('{"name": "weather"}',), thinking=True)
+    assert question_of_line(AnswerText("Yes.", True, 2).as_sample(0, question)) == question
+
+
+def test_a_plain_text_asks_nothing(tokenizer: Tokenizer):
+    from strop.data.records import Conversation
+    from strop.evaluate.ask import asks
+
+    text = Example(np.zeros(2, np.int32), np.ones(2, np.bool_), 0, Place("f"), Conversation((), Place("f"), text="a"))
+    assert not asks(text)
+    with pytest.raises(ValueError, match="never was one"):
+        question_of_sample(text)

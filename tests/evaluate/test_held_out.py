@@ -1,5 +1,6 @@
 """Looking at a run: the held-out loss is plain cross entropy, and looking changes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,18 @@ def test_with_nothing_held_out_learned_questions_are_asked(tiny: Tiny, tmp_path:
     asked = [sample["question"] for sample in run.lines(run.samples)]
     assert asked == [row["question"] for row in rows(2)] * 2
     assert events(run, "end")[0]["held_out_loss"] == {"before": None, "after": None}
+
+
+def test_weights_count_in_the_mean(decoder: Decoder, adapter: Adapter, dataset: Dataset):
+    examples = dataset.held_out
+    chosen = [
+        replace(example, weights=np.where(example.learned, float(number + 1), 0).astype(np.float32))
+        for number, example in enumerate(examples)
+    ]
+    alone = [held_out_loss(decoder, adapter, [example], 500) for example in examples]
+    sums = [(number + 1) * one.mean * one.learned_tokens for number, one in enumerate(alone) if one]
+    counts = [(number + 1) * one.learned_tokens for number, one in enumerate(alone) if one]
+    together = held_out_loss(decoder, adapter, chosen, 500)
+    assert together is not None
+    assert together.mean == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
+    assert together.learned_tokens == sum(one.learned_tokens for one in alone if one)

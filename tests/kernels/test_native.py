@@ -49,8 +49,8 @@ def everything():
     normalize_backward(grad, x, scale, 1e-6, results[1])
     gate_backward_(grad, gate_up)
     rotate_(heads, angles.cos(), angles.sin())
-    loss = softmax_gradient_(logits, torch.arange(rows))
-    results += [gate_up, heads, logits, torch.tensor(loss, dtype=torch.float64)]
+    losses = softmax_gradient_(logits, torch.arange(rows))
+    results += [gate_up, heads, logits, losses]
     results += [dropout_into(x, keys, 9, 0.3, torch.empty_like(x)), grad.clone()]
     add_dropped(x, keys, 9, 0.3, results[-1])
     tensor = nf4.quantize(weight)

@@ -99,6 +99,20 @@ def test_linear_cross_entropy(chunk, vocabulary):
     )
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_linear_cross_entropy_with_weights(chunk):
+    hidden, head = torch.randn(13, 24), torch.randn(50, 24)
+    targets, weights = torch.randint(50, (13,)), torch.rand(13) * 3
+
+    def weighted(hidden):
+        return (cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+
+    assert_same(
+        gradients(lambda hidden: linear_cross_entropy(hidden, head, targets, chunk, weights), hidden),
+        gradients(weighted, hidden),
+    )
+
+
 def test_linear_cross_entropy_of_huge_logits_is_finite():
     hidden = torch.full((3, 4), 200.0, requires_grad=True)
     head = torch.tensor([[100.0] * 4, [-100.0] * 4])

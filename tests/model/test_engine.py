@@ -1,6 +1,6 @@
 """The engine against autograd over the reference decoder: losses and gradients, whatever is kept, wherever it lies."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product as every
 
 import pytest
@@ -155,7 +155,7 @@ def test_a_large_group_is_done_in_blocks(folder, monkeypatch):
     theirs = engines(Engine(decoder, work_of(batch, adapter)), batch, adapter)
     monkeypatch.setattr("strop.kernels.qlora_linear.BLOCK_WEIGHTS", 64 * 64)
     assert len(list(decoder.layers[0].groups[2].blocks(torch.float32))) > 2
-    agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 1e-6)
+    agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 3e-6)
 
 
 def test_the_loss_alone_is_the_same_and_needs_no_more_memory(folder):
@@ -275,3 +275,23 @@ def test_bfloat16_is_near(folder):
     assert ours[0] == pytest.approx(theirs[0], rel=0.02)
     for mine, other in zip(ours[1], theirs[1], strict=True):
         assert relative(mine, other) < 0.1
+
+
+@pytest.mark.parametrize("choice", ["torch", "native"])
+@pytest.mark.parametrize("dense_head", [True, False])
+def test_weights_are_autograds(folder, choice, dense_head):
+    if choice == "native" and not native():
+        pytest.skip("the native library is not built here")
+    decoder = load_decoder(folder)
+    decoder.keep_head(dense=dense_head)
+    adapter = adapter_of(decoder)
+    plain = batch_of(*documents(9, 30, 1, 17))
+    weights = torch.rand(len(plain.rows_N), generator=torch.Generator().manual_seed(3)) * 3
+    batch = replace(plain, weights_N=weights)
+    with select.forced(choice):
+        engine = Engine(decoder, work_of(batch, adapter, dense_head=dense_head))
+        ours, unweighted = engines(engine, batch, adapter), engines(engine, plain, adapter)
+        loss = engine.loss(batch, adapter)
+    agree(ours, reference(decoder, batch, adapter))
+    assert loss == pytest.approx(ours[0], rel=1e-9)
+    assert ours[0] != pytest.approx(unweighted[0], rel=1e-3)

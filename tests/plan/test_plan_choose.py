@@ -5,6 +5,7 @@ from itertools import pairwise
 from itertools import product as every
 
 import pytest
+
 from planner_cases import (
     INTERNLM_7B,
     PLAN,
@@ -18,11 +19,10 @@ from planner_cases import (
     recipe,
     spec,
 )
-
 from strop.errors import BudgetError
 from strop.model.lora import parse_targets
 from strop.plan import search
-from strop.plan.budget import parse_size
+from strop.plan.budget import budget_for, parse_size, usable
 from strop.plan.choose import choose, default_plan, forecast_for, leaner, packing_of
 from strop.plan.duration import forecast_time
 from strop.plan.memory import forecast_memory
@@ -123,14 +123,17 @@ def test_the_curve_falls_strictly_and_holds_the_choice():
 def test_more_memory_is_never_slower_and_never_overdrawn():
     curve = chosen().curve
     last = float("inf")
-    budgets = sorted({curve[0].peak_bytes + step * 70_000 for step in range(25)} | {p.peak_bytes for p in curve})
+    budgets = sorted(
+        {budget_for(curve[0].peak_bytes) + step * 70_000 for step in range(25)}
+        | {budget_for(p.peak_bytes) for p in curve}
+    )
     for budget in budgets:
         found = chosen(budget)
-        assert found.forecast.peak_bytes <= budget
+        assert found.forecast.peak_bytes <= usable(budget) < budget
         assert found.forecast.seconds <= last * (1 + 1e-12)
         last = found.forecast.seconds
         # The fastest that fits, or one that is as fast to a hundredth and leaner.
-        fitting = [point.seconds for point in curve if point.peak_bytes <= budget]
+        fitting = [point.seconds for point in curve if point.peak_bytes <= usable(budget)]
         assert found.forecast.seconds <= min(fitting) * 1.01 * (1 + 1e-9)
         assert found.budget_source == "--memory"
 
@@ -183,7 +186,7 @@ def test_too_little_memory_names_what_would_do():
     error = caught.value
     assert error.exit_code == 4
     needed = int(error.expected.split()[2].replace(",", ""))
-    assert chosen(needed).forecast.peak_bytes == needed
+    assert budget_for(chosen(needed).forecast.peak_bytes) == needed
     with pytest.raises(BudgetError):
         chosen(needed - 1)
     command = error.do.removeprefix("give it ")
@@ -195,7 +198,7 @@ def test_too_little_memory_names_what_would_do():
 
 
 def test_too_little_memory_may_be_a_lever_s_fault():
-    lean = chosen().curve[0].peak_bytes
+    lean = budget_for(chosen().curve[0].peak_bytes)
     with pytest.raises(BudgetError) as caught:
         chosen(lean, levers={"dense_layers": 4, "threads": 2})
     assert caught.value.do.endswith("or leave out --plan.dense_layers")
@@ -211,7 +214,7 @@ def test_too_little_free_memory_says_so():
 def test_the_reason_says_what_is_given_up_and_what_more_would_buy():
     curve = chosen().curve
     middle = curve[len(curve) // 2]
-    found = chosen(middle.peak_bytes)
+    found = chosen(budget_for(middle.peak_bytes))
     assert "computed twice" in found.reason or "made twice" in found.reason
     assert "next faster plan needs" in found.reason
     assert "% less time" in found.reason
@@ -291,7 +294,7 @@ def test_seven_billion_weights_train_within_six_gigabytes():
     box = machine(INTERNLM_7B, flops=1.5e11, process_bytes=330_000_000, library_bytes=80_000_000)
     found = choose(*(INTERNLM_7B, lambda _: 2, dataset(learned), lean), steps=20, budget_bytes=6 * 10**9, machine=box)
     plan, parts = found.forecast.plan, found.forecast.components
-    assert found.forecast.peak_bytes <= 6 * 10**9
+    assert found.forecast.peak_bytes <= 0.97 * 6 * 10**9
     assert plan.recompute_layers > 0
     assert (plan.head, plan.dense_layers) == ("stored", 0)
     assert parts["base in NF4"] == pytest.approx(3.34e9, rel=0.01)

@@ -12,6 +12,8 @@ FROZEN = [
     ("data.rows", "an integer of 1 or more, or none", None),
     ("data.max_tokens", "an integer of 8 or more, or none", None),
     ("data.overlong", "one of refuse, cut_prompt, cut_end", "refuse"),
+    ("data.learn", "one of answers, last, all", "answers"),
+    ("data.thinking", "one of keep, drop, or none", None),
     ("adapter.rank", "an integer from 1 to 1024", 16),
     ("adapter.alpha", "a number above 0", 32.0),
     ("adapter.dropout", "a number from 0 and below 1", 0.0),

@@ -188,7 +188,14 @@ def test_the_samples_of_a_step_are_those_of_the_order(baseline: RunFolder, tiny:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train.seed": 1}, {"train.lr": 0.02}, {"adapter.dropout": 0.2}, {"data.system": "Be brief."}]
+    "changes",
+    [
+        {"train.seed": 1},
+        {"train.lr": 0.02},
+        {"adapter.dropout": 0.2},
+        {"data.system": "Be brief."},
+        {"data.learn": "all"},
+    ],
 )
 def test_a_recipe_does_change_the_result(changes: dict[str, object], baseline: RunFolder, tiny: Tiny, tmp_path: Path):
     run = tiny.train(tmp_path / "run", changes, BASELINE)

@@ -1,6 +1,7 @@
 """One step: Σ loss / Σ learned tokens over all packs, nothing moved when a number is not finite, the norm clipped."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,44 @@ def test_the_loop_hands_every_step_its_own_number_and_samples(
     tiny.train(tmp_path / "run", {"train.seed": 5, "train.steps": 4})
     assert [(seed, step) for seed, step, _ in seen] == [(5, step) for step in range(4)]
     assert len({ids for _, _, ids in seen}) == 4
+
+
+def weighted(examples: Sequence[Example], weight: float | None = None) -> list[Example]:
+    """The samples with weights: one for all, or each token's own."""
+    return [
+        replace(
+            example,
+            weights=np.where(example.learned, weight or example.tokens % 5 + 0.5, 0).astype(np.float32),
+        )
+        for example in examples
+    ]
+
+
+@pytest.mark.parametrize("pack_tokens", [1, 90, 10_000])
+def test_the_loss_with_weights_is_a_weighted_mean(decoder: Decoder, examples: list[Example], pack_tokens: int):
+    adapter, chosen = adapter_of(decoder), weighted(examples)
+    ours, grads = step_of(decoder, adapter, pack(chosen, pack_tokens, share_prefixes=pack_tokens > 90))
+    total, weights = torch.zeros(()), 0.0
+    for example in chosen:
+        (alone,) = pack([example], 10_000)
+        learned = torch.from_numpy(np.flatnonzero(example.learned))
+        targets = torch.from_numpy(example.tokens.astype(np.int64))[learned]
+        assert example.weights is not None
+        each = torch.from_numpy(example.weights)[learned]
+        logits_TV = decoder.logits(make_batch(alone), adapter)
+        total = total + (cross_entropy(logits_TV[learned - 1], targets, reduction="none") * each).sum()
+        weights += float(each.sum())
+    (total / weights).backward()
+    assert ours.loss == pytest.approx((total / weights).item(), rel=1e-5)
+    assert ours.learned_tokens == sum(int(example.learned.sum()) for example in chosen)
+    expected = [matrix.grad for matrix in adapter.parameters() if matrix.grad is not None]
+    assert distance(grads, expected) < 1e-4
+
+
+def test_weights_that_are_all_two_are_no_weights(decoder: Decoder, examples: list[Example]):
+    adapter = adapter_of(decoder)
+    plain, plain_grads = step_of(decoder, adapter, pack(examples, 90))
+    for weight in (1.0, 2.0):
+        ours, grads = step_of(decoder, adapter, pack(weighted(examples, weight), 90))
+        assert ours == plain, "powers of two change no bit"
+        assert all(torch.equal(one, other) for one, other in zip(grads, plain_grads, strict=True))

@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 VERBS: Final[dict[str, str]] = {
     "train": "Fine-tune a chat model on your data.",
     "plan": "Say what a run will take, in memory and time, before it starts.",
+    "data": "Show what will be learned, token by token, and what is wrong with the data.",
     "resume": "Continue a run that was stopped.",
     "chat": "Talk to a run's tuned model.",
     "compare": "Ask the base model and the tuned one the same questions.",

@@ -24,7 +24,7 @@ def usage_error(error: CycloptsError) -> UsageError:
         case UnknownCommandError():
             return _unknown_command((error.unused_tokens or [""])[0])
         case UnknownOptionError():
-            return _unknown_flag(error, command, takes_recipe=chain in (["train"], ["plan"]))
+            return _unknown_flag(error, command, takes_recipe=chain in (["train"], ["plan"], ["data"]))
         case MissingArgumentError() if error.argument is not None:
             name = error.argument.name
             if error.keyword:

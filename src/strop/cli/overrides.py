@@ -120,6 +120,11 @@ def read_budget(memory: str | None) -> int | None:
     return None if memory is None else parse_size(memory)
 
 
+def is_recipe(argument: str) -> bool:
+    """Whether an argument names a recipe: a file that ends in .yaml or .yml."""
+    return argument.lower().endswith(_RECIPE_ENDINGS)
+
+
 def sort_arguments(model: str, data: str | None) -> tuple[str | None, str | None, str | None]:
     """Tell a recipe from a model and data: of the two arguments, the one that ends in .yaml or .yml is the recipe.
 
@@ -129,8 +134,8 @@ def sort_arguments(model: str, data: str | None) -> tuple[str | None, str | None
     Raises:
         UsageError: two recipes.
     """
-    model_is_recipe = model.lower().endswith(_RECIPE_ENDINGS)
-    data_is_recipe = data is not None and data.lower().endswith(_RECIPE_ENDINGS)
+    model_is_recipe = is_recipe(model)
+    data_is_recipe = data is not None and is_recipe(data)
     if model_is_recipe and data_is_recipe:
         raise UsageError(
             "two recipes are given",

@@ -11,7 +11,8 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     sources     json and jsonl files and folders of them, read with line numbers
     conversations   the shapes that rows come in, found by looking
     template    the chat template, rendered in a sandbox
-    segments    which text of a rendered conversation is learned, and which only read
+    segments    which text of a rendered conversation is learned, which only read, and how much it weighs
+    masks, thinking   text that spells control tokens; reasoning in answers
     tokenizer   a model folder's tokenizer, special tokens and stop tokens
     tokens      segments to tokens: one function for training, chat and evaluation
     words       tokens of whole words, remembered: what makes encoding fast
@@ -19,13 +20,17 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     workers     the same in several processes
     store       encoded samples as one file, mapped into memory
     samples     a store's samples as a sequence, and arrays of what all are like
+    marks       what is noticed about every sample while it is encoded
     examples    all of it for a whole file, every record accounted for
     overlong, split   what happens to samples that are too long; which samples are held out
     order       randomness without a state: the samples of step k follow from the seed and k
     packing     samples to packs, never split and never padded
     prefixes    beginnings that samples share, computed once a pack
     cache       stores, kept between commands
-    preview     what is learned, for the eye
+    checks      refusals that save a run
+    preview     what is learned, for the eye, token by token
+    counts, lengths   a data set counted: by source and reason, by length and limit
+    prompts     the prompt that was trained beside the prompt that chat sends
     findings    what is noticed about a data set
     problems    the arithmetic problems of the demo
 

@@ -13,13 +13,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from strop.data import sources
 from strop.data.conversations import Shape, find_shape, read_conversation
+from strop.data.marks import find_marks, said
 from strop.data.overlong import Overlong, fit
 from strop.data.records import Conversation, Place, Record, Refusal
+from strop.data.segments import Learn
 from strop.data.store import Chunk, ChunkBuilder, Sample
+from strop.data.thinking import Thinking, settle_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded, encode_conversations
 from strop.errors import TemplateError
@@ -45,6 +46,14 @@ class EncodingSettings(Protocol):
     @property
     def overlong(self) -> Overlong:
         """What happens to a sample that is too long."""
+
+    @property
+    def learn(self) -> Learn:
+        """What of a sample is learned."""
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """What becomes of reasoning in answers; None to keep it."""
 
 
 class RowReader:
@@ -83,49 +92,44 @@ class Encoder:
         self.settings, self.tokenizer, self.longest, self.shape = settings, tokenizer, longest, shape
 
     def encode(self, numbered: Sequence[tuple[int, Record]]) -> Chunk:
-        """Encode records, given with their numbers: samples or a refusal for each.
-
-        Raises:
-            TemplateError: an answer would be learned without its stop token.
-        """
+        """Encode records, given with their numbers: samples or a refusal for each."""
         reader = row_reader(self.settings, self.shape)
-        readings = [reader.read(record) for _, record in numbered]
+        readings = [self._read(reader, record) for _, record in numbered]
         conversations = [reading for reading in readings if isinstance(reading, Conversation)]
-        encoded = iter(encode_conversations(self.tokenizer, conversations))
+        encoded = iter(encode_conversations(self.tokenizer, conversations, self.settings.learn))
+        outcomes = [
+            reading if isinstance(reading, Refusal) else self._finish(reading, next(encoded)) for reading in readings
+        ]
+        made = [
+            (sample, reading)
+            for reading, outcome in zip(readings, outcomes, strict=True)
+            if isinstance(reading, Conversation) and not isinstance(outcome, Refusal)
+            for sample in outcome
+        ]
+        samples, made_of = [sample for sample, _ in made], [conversation for _, conversation in made]
+        marks = iter(find_marks(samples, made_of, self.tokenizer, self.settings.learn).tolist())
         builder = ChunkBuilder(self.tokenizer.vocabulary_size)
-        for (number, _), reading in zip(numbered, readings, strict=True):
-            outcome = reading if isinstance(reading, Refusal) else self._finish(reading, next(encoded))
+        for (number, _), reading, outcome in zip(numbered, readings, outcomes, strict=True):
             if isinstance(outcome, Refusal):
                 builder.refuse(number, outcome)
-            else:
-                assert isinstance(reading, Conversation)
-                builder.add(number, reading, outcome)
+            elif isinstance(reading, Conversation):
+                builder.add(number, reading, outcome, list(islice(marks, len(outcome))), said(reading))
         return builder.finish(len(numbered), reader.shapes)
+
+    def _read(self, reader: RowReader, record: Record) -> Conversation | Refusal:
+        reading = reader.read(record)
+        return settle_thinking(reading, self.settings.thinking) if isinstance(reading, Conversation) else reading
 
     def _finish(self, conversation: Conversation, encoded: Encoded | TemplateError) -> list[Sample] | Refusal:
         """What is kept of a conversation: its samples, no longer than they may be, or why there are none."""
+        settings = self.settings
         try:
             if isinstance(encoded, TemplateError):
                 raise encoded
-            fitted = fit(self.tokenizer, conversation, encoded, self.longest, self.settings.overlong)
+            fitted = fit(self.tokenizer, conversation, encoded, self.longest, settings.overlong, settings.learn)
         except TemplateError as error:
             return Refusal(conversation.place, error.what, error.do, error.found)
-        if isinstance(fitted, Refusal):
-            return fitted
-        if self.settings.overlong != "cut_end":
-            self._check_stops(conversation, fitted)
-        return [Sample(*fitted)]
-
-    def _check_stops(self, conversation: Conversation, encoded: Encoded) -> None:
-        """Hold every learned stretch of a sample to its promise: its last token is a stop token."""
-        learned = encoded.learned
-        ends = encoded.tokens[learned & ~np.append(learned[1:], False)]
-        if not len(ends) or not self.tokenizer.stop_ids.issuperset(ends.tolist()):
-            raise TemplateError(
-                f"{conversation.place}: an answer would be learned without its stop token",
-                expected=f"one of {', '.join(self.tokenizer.stop_tokens)} at the end of every answer",
-                do="look at this row, and at what the chat template puts behind an answer",
-            )
+        return fitted if isinstance(fitted, Refusal) else [Sample(*fitted)]
 
 
 # What follows is all that this room asks of sources and shapes.

@@ -24,9 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from strop.data.cache import LEAST_BYTES, Kept, content_of, key_of
+from strop.data.checks import check_places, check_prompts, check_samples, check_template, raise_stops
 from strop.data.encoding import Encoder, EncodingSettings, batches, look, source_files
+from strop.data.findings import Finding
+from strop.data.marks import THINKS
 from strop.data.records import Record, Refusal
-from strop.data.samples import Samples
+from strop.data.samples import Joined, Samples
 from strop.data.sources import read_records
 from strop.data.split import choose_rows, held_out_count, hold_out
 from strop.data.store import Chunk, Store
@@ -79,6 +82,8 @@ class Dataset:
         held_out_read: records of the held-out samples' own file: held_out + held_out_refused; 0 without one.
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
+        thinking: whether any learned sample's answer reasons, so that chat lets the model reason.
+        findings: what was noticed that does not stop a run (`strop.data.checks`).
         shapes: how many records to learn from have which shape.
     """
 
@@ -90,6 +95,8 @@ class Dataset:
     held_out_read: int
     held_out_refused: list[Refusal]
     fingerprint: str
+    thinking: bool = False
+    findings: tuple[Finding, ...] = ()
     shapes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -139,14 +146,15 @@ def prepare(
         held_out = Samples(stores[1], id_offset=store.available)
         if not len(held_out):
             raise _nothing_left(paths[1], "hold out", stores[1])
-        learned, also_held_out = _without(learned, held_out)
     else:
         count = held_out_count(settings.eval, len(learned)) if isinstance(settings.eval, float | int) else 0
-        chosen_S = hold_out(learned.contents_S2, learned.records_S, count if len(learned) else 0, seed)
-        learned, held_out, also_held_out = learned.take(~chosen_S), learned.take(chosen_S), []
+        chosen_S = hold_out(learned.contents_S2(seed), learned.records_S, count if len(learned) else 0)
+        learned, held_out = learned.take(~chosen_S), learned.take(chosen_S)
+    learned, also_held_out = _without(learned, held_out)
     refused = [refusal for _, refusal in sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])]
     if not len(learned):
         raise _nothing_left(paths[0], "learn", store, refused)
+    findings = _check(settings, tokenizer, learned, held_out)
     return Dataset(
         learned=learned,
         held_out=held_out,
@@ -156,6 +164,8 @@ def prepare(
         held_out_read=stores[1].records if len(stores) > 1 else 0,
         held_out_refused=[refusal for _, refusal in stores[1].refusals] if len(stores) > 1 else [],
         fingerprint=_fingerprint(learned, held_out),
+        thinking=bool((learned.marks_S & THINKS).any()),
+        findings=tuple(findings),
         shapes=store.shapes,
     )
 
@@ -264,14 +274,17 @@ class _Numbered:
 
 
 def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[int, Refusal]]]:
-    """What is to be learned without what stands in the held-out file as well, and refusals with records' numbers."""
-    held = np.ascontiguousarray(held_out.contents_S2).view(_BITS_128)
-    twice_S = np.isin(np.ascontiguousarray(learned.contents_S2).view(_BITS_128), held).ravel()
+    """What is to be learned without what is held out as well, and refusals with records' numbers.
+
+    The same is what says the same (`strop.data.checks.leaks`): spaces, case and forms of characters do not count.
+    """
+    held = np.ascontiguousarray(held_out.said_S2).view(_BITS_128)
+    twice_S = np.isin(np.ascontiguousarray(learned.said_S2).view(_BITS_128), held).ravel()
     records_S = learned.records_S
     refused_R, first_R = np.unique(records_S[twice_S], return_index=True)
     places = [learned.place(int(index)) for index in np.flatnonzero(twice_S)[first_R]]
     refusals = [
-        (number, Refusal(place, "it is in the held-out data as well", "drop it from one of the two files"))
+        (number, Refusal(place, "it is in the held-out data as well", "drop it from one of the two"))
         for number, place in zip(refused_R.tolist(), places, strict=True)
     ]
     return learned.take(~np.isin(records_S, refused_R)), refusals
@@ -292,6 +305,20 @@ def _nothing_left(path: str, purpose: str, store: Store, refused: Sequence[Refus
         found=f"{store.records} read, {len(refused)} refused: {counted}",
         do=cure or "give more data",
     )
+
+
+def _check(settings: DataSettings, tokenizer: Tokenizer, learned: Samples, held_out: Samples) -> list[Finding]:
+    """What is noticed about samples and template; raises what stops a run."""
+    learn, cut_end = settings.learn, settings.overlong == "cut_end"
+    examples = Joined(learned, held_out)
+    findings = [
+        *check_template(tokenizer),
+        *check_samples(examples, tokenizer, learn=learn, cut_end=cut_end),
+        *check_prompts(examples, tokenizer, learn=learn),
+        *check_places(learned),
+    ]
+    raise_stops(findings)
+    return findings
 
 
 def _fingerprint(*parts: Samples) -> str:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from strop.data.records import Conversation, Refusal
+from strop.data.segments import Learn
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded, encode_conversation
 
@@ -23,7 +24,12 @@ Overlong: TypeAlias = Literal["refuse", "cut_prompt", "cut_end"]
 
 
 def fit(
-    tokenizer: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int | None, overlong: Overlong
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    encoded: Encoded,
+    max_tokens: int | None,
+    overlong: Overlong,
+    learn: Learn = "answers",
 ) -> Encoded | Refusal:
     """Make a sample fit, or refuse it.
 
@@ -33,16 +39,17 @@ def fit(
         encoded: the sample.
         max_tokens: the longest sample, in tokens; None for no limit.
         overlong: what to do with a longer one.
+        learn: what of it is learned.
 
     Raises:
         TemplateError: the template cannot render the shortened conversation.
     """
     if max_tokens is None or len(encoded.tokens) <= max_tokens:
         return encoded
-    return _WAYS[overlong](tokenizer, conversation, encoded, max_tokens)
+    return _WAYS[overlong](tokenizer, conversation, encoded, max_tokens, learn)
 
 
-def _refuse(_: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int) -> Refusal:
+def _refuse(_: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int, learn: Learn) -> Refusal:
     return Refusal(
         conversation.place,
         f"longer than {max_tokens} tokens",
@@ -51,8 +58,11 @@ def _refuse(_: Tokenizer, conversation: Conversation, encoded: Encoded, max_toke
     )
 
 
-def _cut_end(_: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int) -> Encoded | Refusal:
-    cut = Encoded(encoded.tokens[:max_tokens], encoded.learned[:max_tokens])
+def _cut_end(
+    _: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int, learn: Learn
+) -> Encoded | Refusal:
+    weights = None if encoded.weights is None else encoded.weights[:max_tokens]
+    cut = Encoded(encoded.tokens[:max_tokens], encoded.learned[:max_tokens], weights)
     if cut.learned.any():
         return cut
     return Refusal(
@@ -64,7 +74,7 @@ def _cut_end(_: Tokenizer, conversation: Conversation, encoded: Encoded, max_tok
 
 
 def _cut_prompt(
-    tokenizer: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int
+    tokenizer: Tokenizer, conversation: Conversation, encoded: Encoded, max_tokens: int, learn: Learn
 ) -> Encoded | Refusal:
     length = len(encoded.tokens)
     while (excess := len(encoded.tokens) - max_tokens) > 0:
@@ -76,7 +86,7 @@ def _cut_prompt(
                 "raise data.max_tokens; answers and system prompts are not cut",
                 f"{length} tokens",
             )
-        conversation, encoded = shorter, encode_conversation(tokenizer, shorter)
+        conversation, encoded = shorter, encode_conversation(tokenizer, shorter, learn)
     return encoded
 
 
@@ -96,7 +106,7 @@ def _shorten(tokenizer: Tokenizer, conversation: Conversation, excess: int) -> C
     return replace(conversation, messages=tuple(messages))
 
 
-_WAYS: dict[Overlong, Callable[[Tokenizer, Conversation, Encoded, int], Encoded | Refusal]] = {
+_WAYS: dict[Overlong, Callable[[Tokenizer, Conversation, Encoded, int, Learn], Encoded | Refusal]] = {
     "refuse": _refuse,
     "cut_prompt": _cut_prompt,
     "cut_end": _cut_end,

@@ -60,6 +60,7 @@ class Pack:
         sample_ids_D: int64, each document's `Example.id`; for a shared beginning that of its first sample.
         prefix_of_D: int32, the document that each document continues, or -1.
         read_tokens: tokens of the samples, as many as there would be if nothing were shared.
+        weights_T: float32, how much each target counts in the loss, 0 where there is none; None where each counts 1.
     """
 
     tokens_T: npt.NDArray[np.int32]
@@ -69,6 +70,7 @@ class Pack:
     sample_ids_D: npt.NDArray[np.int64]
     prefix_of_D: npt.NDArray[np.int32]
     read_tokens: int
+    weights_T: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """Positions that are computed."""
@@ -78,6 +80,11 @@ class Pack:
     def learned_tokens(self) -> int:
         """Positions that have a target."""
         return int(np.count_nonzero(self.targets_T != NO_TARGET))
+
+    @property
+    def weight(self) -> float:
+        """What the targets weigh together: their number, where each counts 1."""
+        return float(self.learned_tokens if self.weights_T is None else self.weights_T.sum(dtype=np.float64))
 
     @property
     def spans(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -183,6 +190,7 @@ def _lay(
         if shared:
             pieces.append((examples[members[0]], slice(0, shared), -1))
         pieces += [(examples[number], slice(shared, len(examples[number])), prefix) for number in members]
+    weighted = any(example.weights is not None for example, _, _ in pieces)
     return Pack(
         tokens_T=np.concatenate([example.tokens[rows] for example, rows, _ in pieces]),
         targets_T=np.concatenate([_targets(example)[rows] for example, rows, _ in pieces]),
@@ -191,6 +199,7 @@ def _lay(
         sample_ids_D=np.array([example.id for example, _, _ in pieces], dtype=np.int64),
         prefix_of_D=np.array([prefix for _, _, prefix in pieces], dtype=np.int32),
         read_tokens=sum(len(examples[number]) for number in numbers),
+        weights_T=np.concatenate([_weights(example)[rows] for example, rows, _ in pieces]) if weighted else None,
     )
 
 
@@ -198,3 +207,10 @@ def _targets(document: Example) -> npt.NDArray[np.int32]:
     targets = np.full(len(document), NO_TARGET, dtype=np.int32)
     targets[:-1] = np.where(document.learned[1:], document.tokens[1:], np.int32(NO_TARGET))
     return targets
+
+
+def _weights(document: Example) -> npt.NDArray[np.float32]:
+    """What each position's target counts."""
+    weights = np.zeros(len(document), dtype=np.float32)
+    weights[:-1] = document.learned[1:] if document.weights is None else document.weights[1:] * document.learned[1:]
+    return weights

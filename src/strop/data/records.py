@@ -119,11 +119,13 @@ class Conversation:
         messages: the turns.
         place: where the record stands.
         tools: the tools that the model is told of, as JSON texts of their schemas, in order.
+        text: a plain text to learn whole; messages are empty then.
     """
 
     messages: tuple[Message, ...]
     place: Place
     tools: tuple[str, ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

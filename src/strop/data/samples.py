@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from strop.data.records import Example, Place
-from strop.data.store import RECORD_BITS, Store
+from strop.data.store import PLAIN, RECORD_BITS, Store
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,6 +71,16 @@ class Samples(Sequence[Example]):
         return self._column("untaught")
 
     @property
+    def marks_S(self) -> npt.NDArray[np.int64]:
+        """What was noticed about each sample (`strop.data.marks`)."""
+        return self._column("marks")
+
+    @property
+    def said_S2(self) -> npt.NDArray[np.uint64]:
+        """What each sample's conversation says, as 128 bits [S, 2]."""
+        return self.store.rows["said"][self._numbers_S]
+
+    @property
     def ids_S(self) -> npt.NDArray[np.int64]:
         """Each sample's `Example.id`."""
         return self._column("id") + self._id_offset
@@ -80,10 +90,12 @@ class Samples(Sequence[Example]):
         """The number of each sample's record in its own source."""
         return self._column("id") & ((1 << RECORD_BITS) - 1)
 
-    @property
-    def contents_S2(self) -> npt.NDArray[np.uint64]:
-        """What each sample's tokens are, as 128 bits [S, 2]."""
-        return self.store.rows["content"][self._numbers_S]
+    def contents_S2(self, seed: int) -> npt.NDArray[np.uint64]:
+        """`content_key` of each sample for a seed, as 128 bits [S, 2]; for 0 it is kept, for others 3 µs a sample."""
+        if seed == 0:
+            return self.store.rows["content"][self._numbers_S]
+        keys = b"".join(self.store.content(number, seed) for number in self._numbers_S.tolist())
+        return np.frombuffer(keys, np.uint64).reshape(-1, 2)
 
     @property
     def wholes_S2(self) -> npt.NDArray[np.uint64]:
@@ -94,13 +106,56 @@ class Samples(Sequence[Example]):
         """Where a sample's record stands, without reading the sample."""
         return self.store.place(int(self._numbers_S[index]))
 
+    def files(self) -> set[str]:
+        """The files that the samples come from."""
+        return {self.store.files[number] for number in np.unique(self._column("file")).tolist()}
+
+    def within(self, files: set[str]) -> Samples:
+        """The samples that come from some files."""
+        numbers = [number for number, file in enumerate(self.store.files) if file in files]
+        return self.take(np.isin(self._column("file"), numbers))
+
     def _column(self, name: str) -> npt.NDArray[np.int64]:
         return self.store.rows[name][self._numbers_S].astype(np.int64)
 
 
+class Joined(Sequence[Example]):
+    """Sequences of samples, one behind another, of stores that need not be the same."""
+
+    def __init__(self, *parts: Samples) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        index = range(len(self))[index]
+        for part in self._parts:
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        raise IndexError(index)
+
+    @property
+    def lengths_S(self) -> npt.NDArray[np.int64]:
+        """Tokens of each sample."""
+        return np.concatenate([part.lengths_S for part in self._parts])
+
+    @property
+    def marks_S(self) -> npt.NDArray[np.int64]:
+        """What was noticed about each sample."""
+        return np.concatenate([part.marks_S for part in self._parts])
+
+
 def lengths(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     """Tokens of each sample [S]."""
-    if isinstance(examples, Samples):
+    if isinstance(examples, Samples | Joined):
         return examples.lengths_S
     return np.array([len(example) for example in examples], np.int64)
 
@@ -117,6 +172,26 @@ def untaught(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     if isinstance(examples, Samples):
         return examples.untaught_S
     return np.array([_untaught(example) for example in examples], np.int64)
+
+
+def files_of(examples: Sequence[Example]) -> set[str]:
+    """The files that samples come from."""
+    return examples.files() if isinstance(examples, Samples) else {example.place.file for example in examples}
+
+
+def places_in(examples: Sequence[Example], files: set[str]) -> list[Place]:
+    """Where the samples stand that come from some files."""
+    if isinstance(examples, Samples):
+        chosen = examples.within(files)
+        return [chosen.place(index) for index in range(len(chosen))]
+    return [example.place for example in examples if example.place.file in files]
+
+
+def asking(examples: Sequence[Example]) -> Sequence[Example]:
+    """The samples that ask something: all but plain texts."""
+    if isinstance(examples, Samples):
+        return examples.take(examples.marks_S & PLAIN == 0)
+    return [one for one in examples if one.conversation is None or one.conversation.messages]
 
 
 def store_of(examples: Sequence[Example]) -> object:

@@ -1,9 +1,8 @@
 """Which rows are used and which samples are held out, by their content and the seed.
 
 A choice by content does not depend on the order of files or rows, and sends equal samples the same way: a sample that
-is held out is in no case trained as well under another line number. Every content gets a number from the seed, and
-the smallest are chosen: BLAKE2b of seed and row (RFC 7693) for rows, and for samples the BLAKE2b of their tokens,
-which the store keeps, mixed with the seed (`strop.data.order`): so a million samples are split in a second, unread.
+is held out is in no case trained as well under another line number. Every content gets a number, BLAKE2b of seed and
+content (RFC 7693); the smallest are chosen.
 """
 
 from __future__ import annotations
@@ -15,15 +14,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strop.data.order import mix, scramble
+from strop.data.order import scramble
 from strop.data.records import Record
 from strop.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_HELD_OUT = 2
-"""What a key is for (`strop.data.order.mix`); 1 is the order of the samples."""
+    from strop.data.records import Tokens
+
+
+def content_key(seed: int, tokens: Tokens) -> bytes:
+    """The number of a sample's content: 16 bytes, compared as they stand."""
+    return _key(seed, tokens.astype("<i4").tobytes())
 
 
 def choose_rows(records: Iterable[Record], rows: int, seed: int) -> list[int]:
@@ -37,8 +40,7 @@ def choose_rows(records: Iterable[Record], rows: int, seed: int) -> list[int]:
     Returns:
         The numbers of the chosen rows, ascending.
     """
-    key = seed.to_bytes(8, "little")
-    keys = b"".join(hashlib.blake2b(_row_text(record), digest_size=16, key=key).digest() for record in records)
+    keys = b"".join(_key(seed, _row_text(record)) for record in records)
     numbers = np.frombuffer(keys, ">u8").reshape(-1, 2)
     order = np.lexsort((numbers[:, 1], numbers[:, 0]))
     chosen: list[int] = np.sort(order[:rows]).tolist()
@@ -76,15 +78,14 @@ def held_out_count(wanted: float, samples: int) -> int:
 
 
 def hold_out(
-    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], count: int, seed: int
+    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.bool_]:
     """Choose samples to hold out; equal samples are chosen together, and so are those of one record.
 
     Args:
-        contents_S2: what each sample's tokens are, as 128 bits [S, 2].
+        contents_S2: the number of each sample's content (`content_key`), as 128 bits [S, 2].
         records_S: the number of each sample's record [S], ascending.
         count: how many; fewer are chosen where samples that belong together stand in the way.
-        seed: the recipe's seed.
 
     Returns:
         Whether each is chosen [S].
@@ -92,7 +93,7 @@ def hold_out(
     chosen_S = np.zeros(len(records_S), np.bool_)
     if not count:
         return chosen_S
-    group_S = _groups(contents_S2, records_S, seed)
+    group_S = _groups(contents_S2.byteswap(), records_S)
     order_S = np.argsort(group_S, kind="stable")
     ends_G = np.cumsum(np.bincount(group_S))
     start, left = 0, count
@@ -106,19 +107,18 @@ def hold_out(
     return chosen_S
 
 
-def _groups(contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+def _groups(numbers_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The group of each sample [S]: records of equal contents are one group, the smallest number of a content first."""
-    starts_R = np.flatnonzero(np.diff(records_S, prepend=-1))
-    record_S = np.cumsum(np.diff(records_S, prepend=-1) != 0) - 1
-    first, second = contents_S2[:, 0], contents_S2[:, 1]
+    is_first_S = np.diff(records_S, prepend=-1) != 0
+    starts_R, record_S = np.flatnonzero(is_first_S), np.cumsum(is_first_S) - 1
+    first, second = numbers_S2[:, 0], numbers_S2[:, 1]
     if len(starts_R) < len(records_S):
-        # A record's content: a sum over its samples that tells their order.
+        # A record's number: a sum over its samples that tells their order.
         turn = scramble((np.arange(len(records_S)) - starts_R[record_S]).astype(np.uint64))
         first = np.add.reduceat(scramble(first ^ turn), starts_R)
         second = np.add.reduceat(scramble(second ^ turn), starts_R)
-    number_R = scramble(scramble(first ^ np.uint64(mix(seed, _HELD_OUT))) ^ second)
-    order_R = np.lexsort((second, first, number_R))
-    ordered = np.stack((number_R, first, second))[:, order_R]
+    order_R = np.lexsort((second, first))
+    ordered = np.stack((first, second))[:, order_R]
     new_R = np.ones(len(order_R), np.bool_)
     new_R[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
     group_R = np.empty(len(order_R), np.int64)
@@ -129,3 +129,7 @@ def _groups(contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64
 
 def _row_text(record: Record) -> bytes:
     return json.dumps(record.values, sort_keys=True, default=str).encode("ascii")
+
+
+def _key(seed: int, content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16, key=seed.to_bytes(8, "little")).digest()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
+from strop.data.split import content_key
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,14 +42,21 @@ ROW = np.dtype(
         ("taught", "<i4"),  # positions that have a target: learned tokens but for a first one
         ("untaught", "<i4"),  # positions before the first one that has a target; T - 1 where none has
         ("text", "<i4"),  # bytes of the conversation
-        ("weighted", "<i4"),  # whether there are weights
-        ("content", "<u8", 2),  # BLAKE2b-128 of the tokens
+        ("marks", "<i4"),  # what was noticed (`strop.data.marks`), and whether there are weights: `WEIGHTED`
+        ("content", "<u8", 2),  # `content_key` of the tokens for the seed 0
         ("whole", "<u8", 2),  # BLAKE2b-128 of content, learned and weights
+        ("said", "<u8", 2),  # BLAKE2b-128 of the conversation's words
     ]
 )
 
 RECORD_BITS = 32
 """A sample's id is the number of its record, and above so many bits which of the record's samples it is."""
+
+WEIGHTED = 1
+"""The mark of a sample that has weights."""
+
+PLAIN = 1 << 9
+"""The mark of a plain text, which asks nothing."""
 
 _TRAILER = struct.Struct("<8sqqqqq")
 _MAGIC = b"strop 1\n"
@@ -108,8 +116,15 @@ class ChunkBuilder:
         self._chunk = Chunk(0, np.empty(0, ROW), b"")
         self._files: dict[str, int] = {}
 
-    def add(self, number: int, conversation: Conversation, samples: Sequence[Sample]) -> None:
-        """A record's samples, one or more."""
+    def add(
+        self,
+        number: int,
+        conversation: Conversation,
+        samples: Sequence[Sample],
+        marks: Sequence[int] = (),
+        said: bytes = bytes(16),
+    ) -> None:
+        """A record's samples, one or more; beside each its marks, and what the conversation says as 128 bits."""
         text = write_conversation(conversation)
         for which, sample in enumerate(samples):
             tokens, learned, weights = sample
@@ -117,7 +132,7 @@ class ChunkBuilder:
             first = int(taught.argmax()) if len(taught) else 0
             bits = np.packbits(learned).tobytes()
             heavy = b"" if weights is None else weights.astype("<f4").tobytes()
-            content = _digest(tokens.astype("<i4").tobytes())
+            content = content_key(0, tokens)
             file, place = self._place(conversation.place)
             self._rows.append(
                 (
@@ -129,9 +144,12 @@ class ChunkBuilder:
                     np.count_nonzero(taught),
                     first if len(taught) and taught[first] else len(tokens) - 1,
                     len(text),
-                    weights is not None,
+                    (marks[which] if marks else 0)
+                    | (WEIGHTED if weights is not None else 0)
+                    | (PLAIN if conversation.text is not None else 0),
                     np.frombuffer(content, "<u8"),
                     np.frombuffer(_digest(content + bits + heavy), "<u8"),
+                    np.frombuffer(said, "<u8"),
                 )
             )
             parts = (tokens.astype(self._item).tobytes(), heavy, bits, text)
@@ -238,6 +256,7 @@ class Store:
         records: records that were chosen and read: samples and refusals.
         available: records in the source.
         shapes: how many records have which shape.
+        files: the files that places name, by their number in the rows.
         refusals: the refused records, with their numbers, in reading order.
     """
 
@@ -252,7 +271,7 @@ class Store:
         self.rows: npt.NDArray[np.void] = np.frombuffer(self._content, ROW, samples, rows_at)
         tail = json.loads(bytes(self._content[tail_at : tail_at + tail_bytes]))
         names = [*files, *tail["files"][len(files) :]]
-        self._files: list[str] = names
+        self.files: list[str] = names
         self.records: int = tail["records"]
         self.available: int = tail["available"]
         self.shapes: dict[str, int] = tail["shapes"]
@@ -269,7 +288,7 @@ class Store:
         tokens = np.frombuffer(self._content, self._item, length, at).astype(np.int32)
         at += length * self._item.itemsize
         weights = None
-        if row["weighted"]:
+        if int(row["marks"]) & WEIGHTED:
             weights = np.frombuffer(self._content, "<f4", length, at).astype(np.float32)
             weights.setflags(write=False)
             at += 4 * length
@@ -287,6 +306,13 @@ class Store:
         """Bytes of memory that the store takes up at most."""
         return self.rows.nbytes + min(len(self._content), _MOST_TOUCHED) if self._map else len(self._content)
 
+    def content(self, number: int, seed: int) -> bytes:
+        """`content_key` of a sample's tokens."""
+        row = self.rows[number]
+        length = int(row["tokens"])
+        self._touch(length * self._item.itemsize)
+        return content_key(seed, np.frombuffer(self._content, self._item, length, int(row["at"])))
+
     def _touch(self, count: int) -> None:
         """Let go of the pages that were looked at, now and then: the system has them still, this process need not."""
         self._touched += max(count, mmap.PAGESIZE)
@@ -297,7 +323,7 @@ class Store:
     def place(self, number: int) -> Place:
         """Where a sample's record stands."""
         row = self.rows[number]
-        return _read_place(self._files[row["file"]], int(row["place"]))
+        return _read_place(self.files[row["file"]], int(row["place"]))
 
 
 def digest_of(file: BinaryIO, key: bytes, count: int) -> bytes:
@@ -325,18 +351,18 @@ def token_type(vocabulary: int) -> np.dtype[Any]:
 
 
 def write_conversation(conversation: Conversation) -> bytes:
-    """A conversation as JSON: turns as [role, content], what else a turn has behind it, and the tools."""
+    """A conversation as JSON: turns as [role, content], what else a turn has behind it; the tools; a plain text."""
     turns = [
         [message.role, message.content, *([extra] if (extra := _extra(message)) else [])]
         for message in conversation.messages
     ]
-    return _encode([turns, *conversation.tools]).encode("utf-8", errors="surrogatepass")
+    return _encode([turns, conversation.tools, conversation.text]).encode("utf-8", errors="surrogatepass")
 
 
 def read_conversation_text(text: bytes, place: Place) -> Conversation:
     """What `write_conversation` wrote."""
-    turns, *tools = json.loads(text.decode("utf-8", errors="surrogatepass"))
-    return Conversation(tuple(_read_turn(*turn) for turn in turns), place, tuple(tools))
+    turns, tools, plain = json.loads(text.decode("utf-8", errors="surrogatepass"))
+    return Conversation(tuple(_read_turn(*turn) for turn in turns), place, tuple(tools), plain)
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -5,7 +5,9 @@ A chat template is a program from a stranger: Jinja source that comes with the m
 Jinja's immutable sandbox: it reads the messages, the names of a few special tokens and nothing else.
 
     environment   ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, {% break %} and {% continue %}
-    variables     messages, add_generation_prompt, tools and documents (both None), bos_token, eos_token, …
+    variables     messages, add_generation_prompt, tools, documents (None), bos_token, eos_token, …
+                  enable_thinking and thinking where it is said whether an answer reasons
+    a message     role and content; reasoning_content, tool_calls, tool_call_id and name where the turn has them
     functions     raise_exception(text), and the filter tojson without HTML escapes
     blocks        {% generation %} … {% endgeneration %} are rendered as if they were not there
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -26,7 +29,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from strop.data.records import Message
+from strop.data.records import Message, ToolCall
 from strop.errors import TemplateError
 
 _RUNTIME_FAULTS = (
@@ -39,6 +42,18 @@ _RUNTIME_FAULTS = (
     ValueError,
 )
 """What a template can raise while it runs: its own, and what Python raises on wrong operations."""
+
+
+_PROBE = (Message("user", "question"), Message("assistant", "answer"))
+_PROBE_CALL = ToolCall("probe_of_tools", '{"probe": 1}', "abcdefghi")
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _PROBE_CALL.name,
+        "description": "probe",
+        "parameters": {"type": "object", "properties": {"probe": {"type": "integer"}}, "required": ["probe"]},
+    },
+}
 
 
 class ChatTemplate:
@@ -71,22 +86,58 @@ class ChatTemplate:
         """SHA-256 of the source, in hexadecimal: a run is asked with the template that it was trained with."""
         return hashlib.sha256(self.source.encode("utf-8", errors="surrogatepass")).hexdigest()
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    @cached_property
+    def shows_tools(self) -> bool:
+        """Whether the tools of a conversation reach the text; in doubt they do."""
+        return "tools" in self.source and self._shows(_PROBE, tools=[_PROBE_TOOL])
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """Whether calls of tools reach the text, with or without what the tool answered; in doubt they do."""
+        if "tool_calls" not in self.source:
+            return False
+        call = (_PROBE[0], Message("assistant", "", calls=(_PROBE_CALL,)))
+        answered = (*call, Message("tool", "1", call_id=_PROBE_CALL.id, name=_PROBE_CALL.name), _PROBE[1])
+        return self._shows(call) or self._shows(answered)
+
+    def _shows(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> bool:
+        try:
+            return _PROBE_CALL.name in self.render(messages, add_generation_prompt=False, tools=tools)
+        except TemplateError:
+            return True  # it is found out row by row
+
+    @property
+    def reads_thinking(self) -> bool:
+        """Whether it looks for the reasoning that stands beside an answer."""
+        return "reasoning_content" in self.source
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        thinking: bool | None = None,
+    ) -> str:
         """Render messages to the text that the model reads.
 
         Args:
             messages: the turns, in order.
             add_generation_prompt: whether the text ends with what opens the assistant's next turn.
+            tools: the tools that the model is told of, as objects of their JSON schemas.
+            thinking: whether the answer reasons first, for templates that ask; None leaves them their default.
 
         Raises:
             TemplateError: the template refuses the messages, or fails on them.
         """
+        mode = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         try:
             return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
-                tools=None,
+                messages=list(map(_as_dict, messages)),
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                **mode,
                 **self.tokens,
             )
         except _TemplateRefusal as error:
@@ -96,6 +147,38 @@ class ChatTemplate:
             ) from error
         except _RUNTIME_FAULTS as error:
             raise TemplateError(f"{self.name} fails: {error}", do="repair the template") from error
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    """A message as templates know it from transformers."""
+    as_dict: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking is not None:
+        as_dict["reasoning_content"] = message.thinking
+    if message.calls:
+        # As rows and templates have it from OpenAI's format: a turn that only calls has no content.
+        as_dict["content"] = message.content or None
+        as_dict["tool_calls"] = [
+            {
+                "type": "function",
+                **({} if call.id is None else {"id": call.id}),
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    if message.call_id is not None:
+        as_dict["tool_call_id"] = message.call_id
+    if message.name is not None:
+        as_dict["name"] = message.name
+    return as_dict
+
+
+def _arguments(text: str) -> Any:
+    """A call's arguments as the object that they spell, or as they stand where they spell none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
 
 
 class _TemplateRefusal(jinja2.TemplateError):

@@ -19,12 +19,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from strop.data.segments import Segmenter, any_of, find_stop_token
+from strop.data.masks import any_of
+from strop.data.segments import Segmenter, find_stop_token
 from strop.data.template import ChatTemplate
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
@@ -79,7 +81,9 @@ class Tokenizer:
         self.bos = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
         self.eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
         self.template = ChatTemplate(template, named, template_name)
-        behind_answers = find_stop_token(self.template, self.special_tokens)
+        # What begins texts ends none, even where a template writes it there: a slip that must not become a stop token.
+        ends = [text for text, index in self.special_tokens.items() if index != self.bos or index == self.eos]
+        behind_answers = find_stop_token(self.template, ends)
         self.stop_tokens = {
             text: index
             for text, index in self.special_tokens.items()
@@ -87,7 +91,9 @@ class Tokenizer:
         }
         if self.eos is None:
             self.eos = next((index for index in eos_ids if index in self.stop_tokens.values()), None)
-        self.segmenter = Segmenter(self.template, self.special_tokens, self.stop_tokens)
+        ending = (backend.id_to_token(self.eos) or "") if self.eos is not None else ""
+        around = (self._before_texts(), ending)
+        self.segmenter = Segmenter(self.template, self.special_tokens, self.stop_tokens, around)
         self._control_at_end = re.compile(f"(?:{any_of(self.special_tokens).pattern})\\Z")
         self._longest_control = max(map(len, self.special_tokens), default=0)
 
@@ -153,6 +159,11 @@ class Tokenizer:
             skip_special: whether control tokens are left out of the text.
         """
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
+
+    def _before_texts(self) -> str:
+        """The control tokens that the tokenizer itself puts before a text, as its files say."""
+        tokens = [self.backend.id_to_token(index) or "" for index in self.backend.encode("a").ids]
+        return "".join(takewhile(self.special_tokens.__contains__, tokens))
 
     def control_at_end(self, text: str) -> str:
         """The control token that a text ends in, or ""."""

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from strop.data.records import Conversation, Message
-from strop.data.segments import Segment
+from strop.data.segments import Learn, Segment
 from strop.data.tokenizer import Tokenizer
 from strop.errors import TemplateError
 
 if TYPE_CHECKING:
-    from strop.data.records import Learned, Tokens
+    from strop.data.records import Learned, Tokens, Weights
 
 
 class Encoded(NamedTuple):
@@ -42,10 +42,12 @@ class Encoded(NamedTuple):
     Args:
         tokens: int32 [T].
         learned: bool [T].
+        weights: float32 [T], 0 where it is not learned; None where every learned token weighs 1.
     """
 
     tokens: Tokens
     learned: Learned
+    weights: Weights | None = None
 
 
 class _Piece(NamedTuple):
@@ -58,19 +60,26 @@ class _Piece(NamedTuple):
     """Whether control tokens are switched off."""
 
 
-def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> Encoded:
+def encode_conversation(tokenizer: Tokenizer, conversation: Conversation, learn: Learn = "answers") -> Encoded:
     """Encode one conversation for training.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        conversation: one that ends in an answer, or a plain text.
+        learn: what of it is learned where the row does not say otherwise; the tokens are the same in any case.
 
     Raises:
         TemplateError: the template cannot render it, or what would be learned is not the answers.
     """
-    encoded = encode_conversations(tokenizer, [conversation])[0]
+    encoded = encode_conversations(tokenizer, [conversation], learn)[0]
     if isinstance(encoded, TemplateError):
         raise encoded
     return encoded
 
 
-def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Conversation]) -> list[Encoded | TemplateError]:
+def encode_conversations(
+    tokenizer: Tokenizer, conversations: Sequence[Conversation], learn: Learn = "answers"
+) -> list[Encoded | TemplateError]:
     """Encode many conversations for training, faster than one by one.
 
     Returns:
@@ -79,7 +88,7 @@ def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Conversat
     outcomes: list[list[Segment] | TemplateError] = []
     for conversation in conversations:
         try:
-            outcomes.append(tokenizer.segmenter.conversation(conversation.messages))
+            outcomes.append(tokenizer.segmenter.conversation(conversation, learn))
         except TemplateError as error:
             outcomes.append(error)
     ids = iter(_encode_segments(tokenizer, [outcome for outcome in outcomes if isinstance(outcome, list)]))
@@ -88,15 +97,19 @@ def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Conversat
     ]
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens:
+def encode_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[str] = (), *, thinking: bool = False
+) -> Tokens:
     """Encode a history and the opening of the assistant's next turn, as chat and evaluation send it.
 
-    For the first messages of a conversation that can be learned, up to a user turn, the result is the beginning of
-    `encode_conversation`'s tokens, exactly.
+    For the messages before an answer that is learned the result is the beginning of `encode_conversation`'s tokens,
+    exactly.
 
     Args:
         tokenizer: the model's tokenizer.
-        messages: the turns so far, the last one the user's.
+        messages: the turns so far, the last one the user's or a tool's.
+        tools: the conversation's tools.
+        thinking: whether the answer is to reason first, as those that were learned did or did not.
 
     Returns:
         int32 [T].
@@ -104,16 +117,16 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens:
     Raises:
         TemplateError: the template cannot render the messages.
     """
-    segments = tokenizer.segmenter.prompt(messages)
+    segments = tokenizer.segmenter.prompt(messages, tools, thinking=thinking)
     ids = _encode_segments(tokenizer, [segments])[0]
     return np.array([*chain.from_iterable(ids)], dtype=np.int32)
 
 
 def _join(tokenizer: Tokenizer, segments: Sequence[Segment], ids: Sequence[Sequence[int]]) -> Encoded | TemplateError:
-    """One conversation's segments to arrays; every learned segment must end in a stop token."""
+    """One conversation's segments to arrays; every answer that is learned must end in a stop token."""
     stop_ids = tokenizer.stop_ids
     for segment, piece in zip(segments, ids, strict=True):
-        if segment.learned and (not piece or piece[-1] not in stop_ids):
+        if segment.ends and segment.learned and (not piece or piece[-1] not in stop_ids):
             return TemplateError(
                 f"{tokenizer.template.name}: an answer's last token is not a stop token",
                 expected=f"one of {', '.join(tokenizer.stop_tokens)}",
@@ -121,8 +134,16 @@ def _join(tokenizer: Tokenizer, segments: Sequence[Segment], ids: Sequence[Seque
                 do="list the stop token among the added_tokens of tokenizer.json",
             )
     tokens = np.array([*chain.from_iterable(ids)], dtype=np.int32)
-    learned = np.repeat([segment.learned for segment in segments], [len(piece) for piece in ids])
-    return Encoded(tokens, learned.astype(np.bool_))
+    weights = np.repeat([segment.weight for segment in segments], [len(piece) for piece in ids]).astype(np.float32)
+    weights[:1] = 0.0  # nothing precedes the first token
+    learned = weights > 0
+    if not learned.any():
+        return TemplateError(
+            "nothing of it would be learned",
+            expected="an answer, or a part of one, with a weight above 0",
+            do="give a turn a weight, or drop the row",
+        )
+    return Encoded(tokens, learned, None if all(segment.weight in (0, 1) for segment in segments) else weights)
 
 
 def _encode_segments(tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:

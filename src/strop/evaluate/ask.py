@@ -6,11 +6,12 @@ token: the same template, the same system prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from strop.data.records import Example, Message
+from strop.data.records import Example, Message, ToolCall
+from strop.data.thinking import answers_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.model.decoder import Decoder
@@ -23,10 +24,19 @@ DEFAULT_QUESTIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A history that ends in a user's turn, and the answer that the data gives, if any."""
+    """A history that ends in a user's or a tool's turn, and the answer that the data gives, if any.
+
+    Attributes:
+        messages: the history.
+        reference: the answer.
+        tools: the tools that the model is told of, as `Conversation.tools` has them.
+        thinking: whether the model is to reason first, as the answers that it learned did or did not.
+    """
 
     messages: tuple[Message, ...]
     reference: str | None = None
+    tools: tuple[str, ...] = ()
+    thinking: bool = False
 
     @property
     def text(self) -> str:
@@ -46,27 +56,52 @@ class AnswerText:
         """The line that samples.jsonl keeps."""
         return {
             "step": step,
-            "messages": [{"role": message.role, "content": message.content} for message in question.messages],
+            "messages": [_as_dict(message) for message in question.messages],
             "question": question.text,
             "answer": self.text,
             "reference": question.reference,
             "stopped": self.stopped,
             "tokens": self.tokens,
+            **({"tools": list(question.tools)} if question.tools else {}),
+            **({"thinking": True} if question.thinking else {}),
         }
 
 
-def question_of_text(text: str, system: str | None) -> Question:
-    """A question from its text, asked with the run's system prompt."""
+def question_of_text(text: str, system: str | None, *, thinking: bool = False) -> Question:
+    """A question from its text, asked with the run's system prompt and in its mode."""
     head = (Message("system", system),) if system is not None else ()
-    return Question((*head, Message("user", text)))
+    return Question((*head, Message("user", text)), thinking=thinking)
 
 
 def question_of_sample(example: Example) -> Question:
-    """The last question of a sample, with the sample's answer as the reference."""
+    """The last question of a sample, with the sample's answer as the reference; a plain text asks nothing."""
     conversation = example.conversation
-    if conversation is None:
-        raise ValueError(f"sample {example.id} has lost its conversation")
-    return Question(conversation.messages[:-1], conversation.messages[-1].content)
+    if conversation is None or not conversation.messages:
+        raise ValueError(f"sample {example.id} has lost its conversation, or never was one")
+    *history, last = conversation.messages
+    return Question(tuple(history), last.content, conversation.tools, answers_thinking(conversation))
+
+
+def question_of_line(line: Mapping[str, Any]) -> Question:
+    """The question of a line that `AnswerText.as_sample` made."""
+    messages = tuple(
+        Message(**{**message, "calls": tuple(ToolCall(**call) for call in message.get("calls", ()))})
+        for message in line["messages"]
+    )
+    return Question(messages, line["reference"], tuple(line.get("tools", ())), bool(line.get("thinking")))
+
+
+def asks(example: Example) -> bool:
+    """Whether a sample has a question: a plain text has none."""
+    return example.conversation is not None and bool(example.conversation.messages)
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    """What of a turn reaches the model: role and content, and what else it has."""
+    kept = {"role": message.role, "content": message.content}
+    more = {"thinking": message.thinking, "call_id": message.call_id, "name": message.name}
+    calls = [asdict(call) for call in message.calls]
+    return {**kept, **{key: value for key, value in more.items() if value}, **({"calls": calls} if calls else {})}
 
 
 def answer_questions(
@@ -95,7 +130,10 @@ def answer_questions(
     Returns:
         One answer a question, in order.
     """
-    prompts = [[int(token) for token in encode_prompt(tokenizer, question.messages)] for question in questions]
+    prompts = [
+        encode_prompt(tokenizer, question.messages, question.tools, thinking=question.thinking).tolist()
+        for question in questions
+    ]
     stream = _Stream(tokenizer, on_text) if on_text else None
     answers = generate(
         decoder,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from strop.data.records import Message
+from strop.data.thinking import whole_answer
 from strop.data.tokens import encode_prompt
 from strop.errors import DataError
 from strop.evaluate.ask import AnswerText, Question, answer_questions
@@ -49,17 +50,18 @@ class Chat:
             self.model.decoder,
             self.model.adapter,
             self.model.tokenizer,
-            [Question(tuple(self.messages))],
+            [Question(tuple(self.messages), thinking=self.model.thinking)],
             self.max_tokens,
             temperature=self.temperature,
             seed=self.model.recipe.train.seed,
             on_text=on_text,
         )
-        self.messages.append(Message("assistant", answer.text))
+        self.messages.append(Message("assistant", whole_answer(answer.text)))
         return answer
 
     def _check_length(self, messages: list[Message]) -> None:
-        tokens, context = len(encode_prompt(self.model.tokenizer, messages)), self.model.decoder.spec.context
+        prompt = encode_prompt(self.model.tokenizer, messages, thinking=self.model.thinking)
+        tokens, context = len(prompt), self.model.decoder.spec.context
         if tokens >= context:
             raise DataError(
                 "the conversation is longer than the model's context",

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from strop.data.records import Message
 from strop.errors import InputError
-from strop.evaluate.ask import Question, question_of_text
+from strop.evaluate.ask import question_of_line
 from strop.evaluate.tuned import load_tuned
 from strop.model.source import Note
 
@@ -28,9 +27,9 @@ def compare(run: Path, *, ask: Sequence[str] = (), note: Note | None = None) -> 
         InputError: no run, or no question to ask.
     """
     model = load_tuned(run, note)
-    questions = [question_of_text(text, model.recipe.data.system) for text in ask] or [
+    questions = [model.question(text) for text in ask] or [
         # With the history that led to it, as it was trained and watched.
-        Question(tuple(Message(**message) for message in sample["messages"]), sample["reference"])
+        question_of_line(sample)
         for sample in model.run.lines(model.run.samples)
         if sample["step"] == 0
     ]

@@ -1,4 +1,4 @@
-"""The loss of held-out samples: the mean over their learned tokens, dropout off, nothing of training touched."""
+"""The loss of held-out samples: Σ weight · loss / Σ weight over their learned tokens, nothing of training touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from strop.model.lora import Adapter
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Mean loss over learned tokens, and how many those are."""
+    """Mean loss over learned tokens by their weights, and how many those are."""
 
     mean: float
     learned_tokens: int
@@ -31,7 +31,7 @@ class Measure(Protocol):
         """Where it computes."""
 
     def loss(self, batch: Batch, adapter: Adapter | None) -> float | Tensor:
-        """Summed loss of a pack's learned tokens, dropout off."""
+        """Summed loss of a pack's learned tokens, each times its weight, dropout off."""
 
 
 def held_out_loss(
@@ -50,9 +50,10 @@ def held_out_loss(
         pack_tokens: most tokens in a pack.
         share_prefixes: compute what samples begin with once a pack; an engine can.
     """
-    total, learned_tokens = 0.0, 0
+    total, weight, learned_tokens = 0.0, 0.0, 0
     for part in pack(examples, pack_tokens, share_prefixes):
         with torch.no_grad():
             total += float(measure.loss(make_batch(part, measure.device), adapter))
+        weight += part.weight
         learned_tokens += part.learned_tokens
-    return Loss(total / learned_tokens, learned_tokens) if learned_tokens else None
+    return Loss(total / weight, learned_tokens) if learned_tokens else None

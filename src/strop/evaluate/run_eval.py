@@ -10,7 +10,7 @@ from strop.data.examples import Dataset, prepare
 from strop.data.records import Example
 from strop.errors import DataError, InputError
 from strop.evaluate.answers import Score, score
-from strop.evaluate.ask import question_of_sample
+from strop.evaluate.ask import asks, question_of_sample
 from strop.evaluate.held_out import held_out_loss
 from strop.evaluate.tuned import TunedModel, load_tuned
 from strop.model.source import Note
@@ -54,7 +54,7 @@ def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note:
 
 def answer_and_score(model: TunedModel, examples: Sequence[Example], *, tuned: bool) -> Score:
     """Asks the questions of samples and counts right answers."""
-    questions = [question_of_sample(example) for example in examples]
+    questions = [question_of_sample(example) for example in examples if asks(example)]
     answers = model.answer(questions, tuned=tuned, max_tokens=model.recipe.watch.answer_tokens)
     return score([(answer.text, question.reference or "") for answer, question in zip(answers, questions, strict=True)])
 

@@ -57,6 +57,15 @@ class TunedModel:
         )
         return make_engine(self.decoder, self.plan, work)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the answers that it learned reason first, so that it is asked in that way."""
+        return self.recipe.data.thinking == "keep"
+
+    def question(self, text: str) -> Question:
+        """A question from its text, as the run's were asked."""
+        return question_of_text(text, self.recipe.data.system, thinking=self.thinking)
+
     def ask(
         self, questions: Sequence[str], *, tuned: bool = True, max_tokens: int = 256, temperature: float = 0.0
     ) -> list[AnswerText]:
@@ -68,7 +77,7 @@ class TunedModel:
             max_tokens: longest answer.
             temperature: 0 takes the likeliest token.
         """
-        asked = [question_of_text(text, self.recipe.data.system) for text in questions]
+        asked = [self.question(text) for text in questions]
         return self.answer(asked, tuned=tuned, max_tokens=max_tokens, temperature=temperature)
 
     def answer(

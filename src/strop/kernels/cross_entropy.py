@@ -3,9 +3,11 @@
     logits_NV = h_ND W_VDᵀ          loss = Σ_n (logsumexp_v logits_nv − logits_n,target)
     dh = (softmax(logits) − onehot(target)) W
 
+Where tokens have weights, each one's loss and its row of dh are multiplied by its own.
+
 A chunk's logits are turned into their own gradient in place and then dropped, so that memory is chunk · V numbers, not
 N · V, and the head's weight is multiplied twice, not three times. The head is frozen. The loss is a sum: the caller
-divides once, by the learned tokens of the whole step.
+divides once, by the weight of the whole step, which is its learned tokens where each weighs 1.
 
 `linear_cross_entropy` is the differentiable reference; `softmax_gradient_` is what it does to a chunk's logits,
 natively where `select.uses_native` says so.
@@ -21,7 +23,9 @@ from torch import Tensor
 from strop.kernels import library, select
 
 
-def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, weights_N: Tensor | None = None
+) -> Tensor:
     """The summed loss of N learned tokens: float32 scalar.
 
     Args:
@@ -29,11 +33,12 @@ def linear_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, 
         head_VD: the frozen head [V, D], in the dtype of hidden.
         targets_N: int64 [N], the token that comes next.
         chunk: rows whose logits exist at one time.
+        weights_N: float32 [N], how much each token counts; None where each counts 1.
 
     Returns:
-        Σ −log p(target), differentiable in hidden.
+        Σ −weight · log p(target), differentiable in hidden.
     """
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, chunk)
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, chunk, weights_N)
     return result
 
 
@@ -41,7 +46,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """See the module's docstring."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, weights_N: Tensor | None
+    ) -> Tensor:
         with_gradient = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if with_gradient else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
@@ -50,38 +57,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_CV = (hidden_ND[rows] @ head_VD.T).float()
             targets_C1 = targets_N[rows, None]
             total_C1 = torch.logsumexp(logits_CV, dim=1, keepdim=True)
-            loss += (total_C1 - logits_CV.gather(1, targets_C1)).sum()
+            losses_C1 = total_C1 - logits_CV.gather(1, targets_C1)
+            loss += (losses_C1 if weights_N is None else losses_C1 * weights_N[rows, None]).sum()
             if grad_ND is not None:
                 slope_CV = logits_CV.sub_(total_C1).exp_()
                 slope_CV.scatter_add_(1, targets_C1, torch.full_like(total_C1, -1.0))
+                if weights_N is not None:
+                    slope_CV *= weights_N[rows, None]
                 torch.matmul(slope_CV.to(head_VD.dtype), head_VD, out=grad_ND[rows])
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
-        return grad_ND * grads[0].to(grad_ND.dtype), None, None, None
+        return grad_ND * grads[0].to(grad_ND.dtype), None, None, None, None
 
 
-def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor) -> float:
-    """The summed loss of N learned tokens; overwrites the logits [N, V] with its gradient, softmax − onehot(target).
+def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """The losses of N learned tokens; overwrites the logits [N, V] with their gradient, softmax − onehot(target).
 
     Args:
         logits_NV: floating point [N, V]; rows may lie apart.
         targets_N: int64 [N].
 
     Returns:
-        Σ −log p(target), added up in float64 in the order of the rows.
+        −log p(target) of each token: float64 [N].
     """
     if _uses_native(logits_NV, targets_N):
-        return float(_native_losses("softmax_gradient", logits_NV, targets_N).sum())
+        return _native_losses("softmax_gradient", logits_NV, targets_N)
     losses_N, total_N1 = _losses(logits_NV, targets_N)
     slope_NV = logits_NV.float().sub_(total_N1).exp_()
     slope_NV.scatter_add_(1, targets_N[:, None], torch.full_like(total_N1, -1.0))
     logits_NV.copy_(slope_NV)
-    return float(losses_N.double().sum())
+    return losses_N.double()
 
 
 def token_losses(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

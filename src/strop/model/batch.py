@@ -25,6 +25,7 @@ class Batch:
         targets_N: int64 [N], that next token.
         spans: for each document its start and end, and those of the document that it continues, equal where there is
             none. A row sees its own document up to itself, and the whole of what its document continues.
+        weights_N: float32 [N], how much each learned token counts in the loss; None where each counts 1.
     """
 
     tokens_T: Tensor
@@ -34,12 +35,14 @@ class Batch:
     rows_N: Tensor
     targets_N: Tensor
     spans: tuple[tuple[int, int, int, int], ...]
+    weights_N: Tensor | None = None
 
 
 class PackArrays(Protocol):
     """Integer arrays of a pack; `strop.data.packing.Pack` is one.
 
-    A pack whose documents continue one another has ``spans`` too, as `Batch` has them.
+    A pack whose documents continue one another has ``spans`` too, as `Batch` has them; one whose learned tokens weigh
+    differently has ``weights_T``.
     """
 
     @property
@@ -68,6 +71,7 @@ def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
     targets = torch.as_tensor(pack.targets_T, dtype=torch.int64)
     rows_N = (targets != IGNORED).nonzero()[:, 0]
     starts = torch.as_tensor(pack.starts_D1, dtype=torch.int64)
+    weights_T = getattr(pack, "weights_T", None)
     alone = tuple((start, end, start, start) for start, end in pairwise(starts.tolist()))
     return Batch(
         torch.as_tensor(pack.tokens_T, dtype=torch.int64).to(device),
@@ -77,4 +81,5 @@ def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
         rows_N.to(device),
         targets[rows_N].to(device),
         getattr(pack, "spans", alone),
+        None if weights_T is None else torch.as_tensor(weights_T, dtype=torch.float32)[rows_N].to(device),
     )

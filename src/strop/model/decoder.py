@@ -21,7 +21,7 @@ from torch import Tensor
 from strop.kernels.attention import attention
 from strop.kernels.cross_entropy import linear_cross_entropy
 from strop.kernels.dropout import token_keys
-from strop.kernels.qlora_linear import Dropout, FrozenGroup, WeightBuffer, qlora_linear
+from strop.kernels.qlora_linear import AdapterMemory, Dropout, FrozenGroup, WeightBuffer, project, qlora_linear
 from strop.kernels.random import key
 from strop.kernels.rms_norm import rms_norm
 from strop.kernels.rope import rope
@@ -92,7 +92,7 @@ class Decoder:
             self.embedding.weight_VD = self.head.weight_VD
 
     def loss(self, batch: Batch, adapter: Adapter | None, step_key: int | None = None) -> Tensor:
-        """Summed loss of a pack's learned tokens: float32 scalar.
+        """Summed loss of a pack's learned tokens, each times its weight: float32 scalar.
 
         Args:
             batch: the pack.
@@ -100,7 +100,8 @@ class Decoder:
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
         """
         hidden_ND = self.hidden(batch, adapter, batch.rows_N, step_key)
-        return linear_cross_entropy(hidden_ND, self.head.weight_VD.to(self.dtype), batch.targets_N, self.loss_chunk)
+        head_VD = self.head.weight_VD.to(self.dtype)
+        return linear_cross_entropy(hidden_ND, head_VD, batch.targets_N, self.loss_chunk, batch.weights_N)
 
     def logits(self, batch: Batch, adapter: Adapter | None) -> Tensor:
         """Logits of every token: float32 [T, V]. For tests and small inputs: training never builds this."""
@@ -137,7 +138,13 @@ class Decoder:
         drop = None
         if drop_keys_T is not None and adapter is not None:
             drop = Dropout(adapter.dropout, drop_keys_T, tuple(key(path) for path in paths))
-        return qlora_linear(x_TI, layer.groups[group], pairs, adapter.scale if adapter else 0.0, drop)
+        frozen, scale = layer.groups[group], adapter.scale if adapter else 0.0
+        if torch.is_grad_enabled() or drop is not None:
+            return qlora_linear(x_TI, frozen, pairs, scale, drop)
+        # Answers: the engine's products, which know the faster library and make no copies.
+        down = x_TI.new_empty(len(x_TI), sum(len(pair[0]) for pair in pairs if pair))
+        out_TO = x_TI.new_empty(len(x_TI), sum(frozen.outputs))
+        return project(x_TI, frozen, pairs, scale, None, AdapterMemory(down, down, None), out_TO)
 
     def queries_keys_values(
         self,

@@ -65,26 +65,27 @@ class Engine:
 
     @torch.no_grad()
     def loss(self, batch: Batch, adapter: Adapter | None) -> float:
-        """Summed loss of a pack's learned tokens, dropout off; nothing is kept."""
+        """Summed loss of a pack's learned tokens, each times its weight, dropout off; nothing is kept."""
         if not len(batch.rows_N):
             return 0.0
         self._fit(batch)
         hidden_ND = _Walk(self, batch, adapter, None, keep=False).forward()
         logits_CV, rows_BD = self._loss_memory()
-        return self.decoder.head.loss(hidden_ND, batch.targets_N, logits_CV, rows_BD)
+        return self.decoder.head.loss(hidden_ND, batch.targets_N, logits_CV, rows_BD, batch.weights_N)
 
     @torch.no_grad()
-    def gradients(self, batch: Batch, adapter: Adapter, learned_tokens: int, step_key: int | None = None) -> float:
+    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> float:
         """Adds a pack's share of the step's gradients to ``grad`` of the adapter's matrices, which must exist.
 
         Args:
             batch: the pack.
             adapter: the adapter.
-            learned_tokens: of the whole step; the gradient is that of the summed loss divided by it.
+            weight: of all learned tokens of the step together, their number where each weighs 1; the gradient is that
+                of the summed loss divided by it.
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
 
         Returns:
-            The pack's summed loss.
+            The pack's summed loss, each token's times its weight.
         """
         if not len(batch.rows_N):
             return 0.0
@@ -93,8 +94,9 @@ class Engine:
         hidden_ND = walk.forward()
         logits_CV, rows_BD = self._loss_memory()
         grad_ND = self.workspace.take("final_gradient", len(hidden_ND))
-        loss = self.decoder.head.loss_gradient(hidden_ND, batch.targets_N, logits_CV, grad_ND, rows_BD)
-        walk.backward(grad_ND.mul_(1.0 / learned_tokens))
+        head = self.decoder.head
+        loss = head.loss_gradient(hidden_ND, batch.targets_N, logits_CV, grad_ND, rows_BD, batch.weights_N)
+        walk.backward(grad_ND.mul_(1.0 / weight))
         return loss
 
     def _loss_memory(self) -> tuple[Tensor, Tensor | None]:

@@ -88,7 +88,14 @@ class Head:
                 out_NV[:, rows] = hidden_ND @ weight_BD.T
         return out_NV
 
-    def loss(self, hidden_ND: Tensor, targets_N: Tensor, logits_CV: Tensor, rows_BD: Tensor | None = None) -> float:
+    def loss(
+        self,
+        hidden_ND: Tensor,
+        targets_N: Tensor,
+        logits_CV: Tensor,
+        rows_BD: Tensor | None = None,
+        weights_N: Tensor | None = None,
+    ) -> float:
         """The summed loss of N learned tokens.
 
         Args:
@@ -96,11 +103,12 @@ class Head:
             targets_N: int64 [N], the tokens that come next.
             logits_CV: memory for a chunk of logits; C is the chunk.
             rows_BD: memory for a block of widened rows.
+            weights_N: float32 [N], how much each token counts; None where each counts 1.
         """
         total = 0.0
         for rows in _chunks(len(hidden_ND), len(logits_CV)):
             chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
-            total += float(token_losses(chunk_CV, targets_N[rows]).sum())
+            total += _weighted_sum(token_losses(chunk_CV, targets_N[rows]), weights_N, rows)
         return total
 
     def loss_gradient(
@@ -110,8 +118,11 @@ class Head:
         logits_CV: Tensor,
         grad_ND: Tensor,
         rows_BD: Tensor | None = None,
+        weights_N: Tensor | None = None,
     ) -> float:
         """The summed loss, and its gradient in the hidden states.
+
+        A weight multiplies a row of the gradient [N, D] and not of the logits [N, V]: that is the same, and less.
 
         Args:
             hidden_ND: normalised hidden states.
@@ -119,14 +130,17 @@ class Head:
             logits_CV: memory for a chunk of logits, which becomes their gradient in place; C is the chunk.
             grad_ND: the gradient is written here.
             rows_BD: memory for a block of widened rows.
+            weights_N: float32 [N], how much each token counts; None where each counts 1.
         """
         total = 0.0
         for rows in _chunks(len(hidden_ND), len(logits_CV)):
             chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
-            total += float(softmax_gradient_(chunk_CV, targets_N[rows]))
+            total += _weighted_sum(softmax_gradient_(chunk_CV, targets_N[rows]), weights_N, rows)
             slope_CV = chunk_CV.to(self.dtype)
             for number, (columns, weight_BD) in enumerate(self._blocks(rows_BD)):
                 product(slope_CV[:, columns], weight_BD, grad_ND[rows], add=number > 0)
+        if weights_N is not None:
+            grad_ND *= weights_N[:, None]
         return total
 
     def _blocks(self, rows_BD: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
@@ -138,6 +152,11 @@ class Head:
             rows_BD = self.weight_VD.new_empty(_WIDENED_ROWS, self.weight_VD.shape[1], dtype=self.dtype)
         for rows in _chunks(len(self.weight_VD), len(rows_BD)):
             yield rows, widen(self.weight_VD[rows], rows_BD[: rows.stop - rows.start])
+
+
+def _weighted_sum(losses_C: Tensor, weights_N: Tensor | None, rows: slice) -> float:
+    """Losses of a chunk, added up in float64 in the order of the rows."""
+    return float((losses_C if weights_N is None else losses_C * weights_N[rows]).sum())
 
 
 def _chunks(total: int, size: int) -> list[slice]:

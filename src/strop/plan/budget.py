@@ -15,6 +15,10 @@ from typing import Final
 
 from strop.errors import UsageError
 
+HEADROOM: Final = 0.03
+"""The share of a budget that no plan is laid out for: peaks lay up to 3 % above their forecasts, and a budget is a
+promise (`benchmarks/memory_curve.py`, docs/log.md)."""
+
 _SIZE: Final = re.compile(r"\s*(\d+(?:[._]\d+)*(?:e\d+)?)\s*([kmgt]i?b?|b|bytes?|)\s*", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _LARGEST: Final = 10**18  # more is a slip of the pen
@@ -52,6 +56,17 @@ def parse_size(text: str, name: str = "--memory") -> int:
             do=f"did you mean {name} {text.strip()}GB ?" if bare else f"write {name} 8GB",
         )
     return int(size)
+
+
+def usable(budget_bytes: int) -> int:
+    """What plans may be laid out for inside a budget."""
+    return int(budget_bytes * (1 - HEADROOM))
+
+
+def budget_for(peak_bytes: int) -> int:
+    """The smallest budget whose usable part holds a peak."""
+    budget = int(peak_bytes / (1 - HEADROOM))
+    return next(count for count in range(max(budget - 2, 0), budget + 4) if usable(count) >= peak_bytes)
 
 
 def write_size(count: int) -> str:

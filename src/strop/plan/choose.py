@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from strop.errors import BudgetError
 from strop.kernels import blas
 from strop.model.spec import DecoderSpec
-from strop.plan.budget import write_size
+from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
 from strop.plan.forecast import Choice, Forecast
 from strop.plan.job import Job, read_job
@@ -166,7 +166,7 @@ def _choice(
         reason = "The plan that the run began with."
         curve = forecasts.curve(points, None)
     else:
-        fitting = [point for point in points if point.bytes <= budget]
+        fitting = [point for point in points if point.bytes <= usable(budget)]
         if not fitting:
             raise _too_small(forecasts.of(points[0]), budget, source, levers)
         limit = fitting[-1].seconds * (1 + _EQUAL)
@@ -218,15 +218,16 @@ def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: 
         return f"The fastest plan of all fits into {allowed}: {gives_up}."
     following = faster[0]
     gain = 1 - following.seconds / forecast.seconds
-    needs = f"The next faster plan needs {write_size(following.peak_bytes)} and takes {gain:.1%} less time"
-    if following.peak_bytes <= budget:
+    needs = f"The next faster plan needs {write_size(budget_for(following.peak_bytes))} and takes {gain:.1%} less time"
+    if following.peak_bytes <= usable(budget):
         return f"The leanest of the fastest plans inside {allowed}: {gives_up}. {needs}."
     return f"The fastest plan inside {allowed}: {gives_up}. {needs}."
 
 
 def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
     """What the smallest plan needs, and how to ask for it."""
-    needed = write_size(smallest.peak_bytes)
+    least = budget_for(smallest.peak_bytes)
+    needed = write_size(least)
     largest = sorted(smallest.components.items(), key=lambda item: -item[1])[:4]
     parts = ", ".join(f"{name} {write_size(count)}" for name, count in largest)
     by_hand = " or ".join(f"--plan.{name}" for name in levers if name not in ("device", "threads", "matmul"))
@@ -235,7 +236,7 @@ def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> 
         do = f"free memory, or take more than {FREE_SHARE:.0%} of what is free: --memory {needed}"
     return BudgetError(
         f"no plan fits into {write_size(budget)} of memory",
-        expected=f"at least {smallest.peak_bytes:,} bytes ({parts})",
+        expected=f"at least {least:,} bytes ({parts})",
         found=f"a budget of {budget:,} bytes ({source})",
         do=do,
     )

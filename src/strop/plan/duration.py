@@ -183,7 +183,7 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
         products += forward + _group(
             job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
         )
-        again += forward
+        again += forward if group != _DOWN else 0.0
     dequantise = rates.dequantise * asked.packs
     # The passes of a gradient are needed down to the lowest adapter, attention's with those of q, k and v.
     below = passed[_QKV] or _targeted(job, _QKV)
@@ -296,12 +296,12 @@ def _dequantise_pass(job: Job, plan: Plan, machine: Machine, times: float) -> fl
 
 
 def _answers(job: Job, plan: Plan, machine: Machine) -> float:
-    """Sample answers: the prompts as one pack, then a token of each at a time, for which all weights are read."""
+    """Sample answers: the prompts as one pack, then a token of each at a time, for which every weight is multiplied."""
     if not job.prompts or not job.answer_tokens:
         return 0.0
-    spec, item = job.spec, plan_item(plan)
+    spec = job.spec
     prompts = Totals(1, sum(job.prompts), len(job.prompts), sum(count * count / 2 for count in job.prompts), 1)
-    read = (spec.linear_weights + spec.vocabulary * spec.hidden) * item / machine.bandwidth
+    products = (spec.linear_weights + spec.vocabulary * spec.hidden) * rates_of(machine).answer
     widen = rates_of(machine).widen * spec.vocabulary * spec.hidden if plan.head == "stored" else 0.0
-    token = read + widen + _dequantise_pass(job, plan, machine, 1.0)
+    token = products + widen + _dequantise_pass(job, plan, machine, 1.0)
     return _forward(job, plan, machine, prompts) + job.answer_tokens * token

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from strop.plan.budget import write_size
+from strop.plan.budget import budget_for, write_size
 from strop.plan.forecast import Choice, Forecast
 from strop.plan.plan import Plan
 from strop.run.figures import duration, significant, size, whole
@@ -57,7 +57,7 @@ def rows(choice: Choice, most: int = 1_000) -> list[Row]:
         most: how many rows, at least 3; the first, the chosen and the last one are always among them.
     """
     found = [
-        Row(point, f"--memory {write_size(point.peak_bytes)}", _how(point.plan), _chosen(choice, point))
+        Row(point, f"--memory {write_size(budget_for(point.peak_bytes))}", _how(point.plan), _chosen(choice, point))
         for point in points(choice)
     ]
     if len(found) <= most:

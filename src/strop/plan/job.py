@@ -12,7 +12,7 @@ import numpy as np
 
 from strop.data.examples import Dataset
 from strop.data.records import Example
-from strop.data.samples import held_bytes, store_of
+from strop.data.samples import asking, held_bytes, store_of
 from strop.model.lora import parse_targets
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 from strop.model.weights import EMBEDDING, HEAD
@@ -93,7 +93,7 @@ def read_job(
         recipe: the recipe.
         steps: optimiser steps of the run.
     """
-    every, asked = recipe.watch.every, dataset.held_out or dataset.learned
+    every, asked = recipe.watch.every, asking(dataset.held_out or dataset.learned)
     count = min(_QUESTIONS, len(asked))
     prompts = [_prompt_tokens(asked[index * len(asked) // count]) for index in range(count)]
     if recipe.watch.ask:

@@ -49,6 +49,7 @@ class Rates:
         adapter: a multiplication and addition of an adapter's products, forward.
         adapter_backward: the same, backward.
         optimise: a parameter: clipping and AdamW.
+        answer: a weight of a product of a few rows, as answers are made of.
     """
 
     dequantise: float
@@ -68,6 +69,7 @@ class Rates:
     adapter: float
     adapter_backward: float
     optimise: float
+    answer: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,16 +3,21 @@
     spec ──▶ its products in both directions, by each library ──▶ floating-point operations per second
          ──▶ norms, gated product, rotation, attention, loss, NF4, adapters, optimiser ──▶ seconds a number
 
-Operands are larger than a core's caches, as a step finds them.
+Everything but the products is as fast as memory: a step finds its operands where other layers' have driven them out of
+the caches. So every run takes the next stretch of a ring (`_Ring`) that is larger than the caches are. With one
+operand over and over, norms seemed 4 times as fast as they are in a step, and dequantising 5 times (Zen 5, 32 MiB).
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from itertools import product as combinations
+from math import prod
 
 import psutil
 import torch
@@ -22,23 +27,27 @@ from strop.kernels import blas, library, nf4
 from strop.kernels.attention import Span, attend, attend_backward
 from strop.kernels.cross_entropy import softmax_gradient_
 from strop.kernels.dropout import dropout_into, token_keys
+from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
 from strop.kernels.rms_norm import normalize, normalize_backward
 from strop.kernels.rope import rotate_
 from strop.kernels.swiglu import gate, gate_backward_
 from strop.kernels.widen import widen
 from strop.model.spec import GROUPS, DecoderSpec
+from strop.plan.allocator import return_large_blocks
 from strop.plan.machine import Machine, Rates, Shape, block_rows
 
 # Seconds that all matrix products together may take, and the repetitions of one operation.
 _PRODUCTS_SECONDS = 1.6
 _SECONDS = 0.02
-# Numbers of an operation's largest operand: 16 MiB in float32 are more than a core's caches hold.
+# Numbers of an operation's largest operand, and of the ring: 16 and 96 MiB in float32.
 _NUMBERS = 1 << 22
-_DOCUMENTS = ((8, 64), (1, 512))  # documents and their lengths that attention is timed on
+_RING = 6 * _NUMBERS
+_DOCUMENTS = (64, 512)  # lengths of documents that attention is timed on
 
 
 def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...], threads: int) -> Machine:
     """The machine with its rates, for a model on the CPU."""
+    return_large_blocks()
     with _threads(threads), torch.no_grad():
         matmul = _products(spec, dtypes)
         rates = _rates(spec, rank)
@@ -86,6 +95,7 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         adapter=4 * byte / rank,
         adapter_backward=6 * byte / rank,
         optimise=40 * byte,
+        answer=2 * byte,
     )
     return replace(machine, matmul=matmul, rates=rates, bandwidth=bandwidth)
 
@@ -123,7 +133,7 @@ def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, secon
 
     def timed(rows: int, seconds: float) -> float:
         a_MK, out_MN = torch.full((rows, width), 0.5, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
-        return _least(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
+        return _typical(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
 
     # Three repetitions of the many rows, and a quarter of that for the few.
     rows, trial = 64, timed(64, 0.002)
@@ -131,80 +141,143 @@ def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, secon
         rows, trial = rows * 2, trial * 2
     points = {count: timed(count, seconds / 2) for count in (rows // 4, rows)}
     return {
-        _shape(count, inputs, outputs, forward=forward): 2.0 * count * inputs * outputs / least
-        for count, least in points.items()
+        _shape(count, inputs, outputs, forward=forward): 2.0 * count * inputs * outputs / each
+        for count, each in points.items()
     }
 
 
 def _rates(spec: DecoderSpec, rank: int) -> Rates:
-    attention, backward = _attention(spec)
-    adapter, adapter_backward = _adapter(spec, rank)
+    ring = _Ring()
+    attention, backward = _attention(spec, ring)
+    adapter, adapter_backward = _adapter(spec, rank, ring)
     return Rates(
-        **_nf4(spec),
-        **_element_wise(spec),
-        softmax=_softmax(spec),
+        **_nf4(spec, ring),
+        **_element_wise(spec, ring),
+        softmax=_softmax(spec, ring),
         attend=attention[0],
         attend_pair=attention[1],
         attend_backward=backward[0],
         attend_backward_pair=backward[1],
         adapter=adapter,
         adapter_backward=adapter_backward,
-        optimise=_optimise(),
+        optimise=_optimise(ring),
+        answer=_answer(spec, ring),
     )
 
 
-def _nf4(spec: DecoderSpec) -> dict[str, float]:
+class _Ring:
+    """Memory whose stretches are taken in turn, so that each is out of the caches when its turn comes again."""
+
+    def __init__(self) -> None:
+        self._memory, self._at = _numbers(_RING), 0
+
+    def take(self, *shape: int) -> Tensor:
+        """The next stretch; what an earlier run wrote to it is still there."""
+        count = prod(shape)
+        if count > len(self._memory):
+            return _numbers(*shape)
+        if self._at + count > len(self._memory):
+            self._at = 0
+        self._at += count
+        return self._memory[self._at - count : self._at].view(shape)
+
+    def time(self, run: Callable[[], object]) -> float:
+        """Seconds of a run, over ordinary numbers: denormal ones, which some operations end in, would be slow."""
+        self._memory.fill_(0.5)
+        return _typical(run)
+
+
+def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
     rows = max(64, min(block_rows(spec.hidden), _NUMBERS // spec.hidden))
-    weight_OI, half_OI = _numbers(rows, spec.hidden), _numbers(rows, spec.hidden).bfloat16()
-    packed, count = nf4.quantize(weight_OI), weight_OI.numel()
+    half_OI = _numbers(rows, spec.hidden).bfloat16()
+    count, layers = half_OI.numel(), cycle(_made_up_layers(spec))
+    weights = spec.linear_weights // spec.layers
+
+    def dequantise() -> None:
+        for group in next(layers):
+            for _ in group.blocks(torch.float32):
+                pass
+
     return {
-        "dequantise": _least(lambda: nf4.dequantize(packed, out=weight_OI)) / count,
-        "quantise": _least(lambda: nf4.quantize(half_OI)) / count,
-        "widen": _least(lambda: widen(half_OI, weight_OI)) / count,
+        "dequantise": _typical(dequantise) / weights,
+        "quantise": _typical(lambda: nf4.quantize(half_OI)) / count,
+        "widen": ring.time(lambda: widen(half_OI, ring.take(rows, spec.hidden))) / count,
     }
 
 
-def _element_wise(spec: DecoderSpec) -> dict[str, float]:
+def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
+    """Groups of a layer's weights in NF4, so many layers that they are out of the caches when they come again."""
+    size = spec.linear_weights // spec.layers // 2
+    buffer = WeightBuffer()
+    return [
+        [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in GROUPS]
+        for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
+    ]
+
+
+def _made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:
+    blocks = -(-shape[0] * shape[1] // nf4.BLOCK)
+    return nf4.NF4Tensor(
+        torch.full((-(-shape[0] * shape[1] // 2),), 0x5A, dtype=torch.uint8),
+        torch.full((blocks,), 0x5A, dtype=torch.uint8),
+        torch.ones(-(-blocks // nf4.NESTED_BLOCK)),
+        torch.tensor(0.5),
+        shape,
+    )
+
+
+def _element_wise(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
     width, middle, head = spec.hidden, spec.intermediate, spec.head_size
     heads = spec.heads + spec.kv_heads
-    x_TD, y_TD, grad_TD = (_numbers(_rows(width), width) for _ in range(3))
-    gate_up_T2F, gated_TF = _numbers(_rows(2 * middle), 2 * middle), _numbers(_rows(2 * middle), middle)
-    heads_THE = _numbers(_rows(heads * head), heads, head)
-    cos_TE, sin_TE = _numbers(len(heads_THE), head // 2), _numbers(len(heads_THE), head // 2)
-    weight_D, places_T = _numbers(width), torch.arange(len(x_TD))
+    rows, gated_rows, head_rows = _rows(width), _rows(2 * middle), _rows(heads * head)
+    take = ring.take
+    cos_TE, sin_TE = _numbers(head_rows, head // 2), _numbers(head_rows, head // 2)
+    weight_D, places_T = _numbers(width), torch.arange(rows)
     keys_T = token_keys(1, places_T, places_T)
+
+    def norm_backward() -> None:
+        normalize_backward(take(rows, width), take(rows, width), weight_D, 1e-5, take(rows, width))
+
     seconds = {
-        "norm": _least(lambda: normalize(x_TD, weight_D, 1e-5, y_TD)) / x_TD.numel(),
-        "norm_backward": _least(lambda: normalize_backward(y_TD, x_TD, weight_D, 1e-5, grad_TD)) / x_TD.numel(),
-        "gate": _least(lambda: gate(gate_up_T2F, gated_TF)) / gated_TF.numel(),
-        "rotate": _least(lambda: rotate_(heads_THE, cos_TE, sin_TE)) / heads_THE.numel(),
-        "dropout": _least(lambda: dropout_into(x_TD, keys_T, 7, 0.1, y_TD)) / x_TD.numel(),
+        "norm": ring.time(lambda: normalize(take(rows, width), weight_D, 1e-5, take(rows, width))),
+        "norm_backward": ring.time(norm_backward),
+        "gate": ring.time(lambda: gate(take(gated_rows, 2 * middle), take(gated_rows, middle))),
+        "gate_backward": ring.time(lambda: gate_backward_(take(gated_rows, middle), take(gated_rows, 2 * middle))),
+        "rotate": ring.time(lambda: rotate_(take(head_rows, heads, head), cos_TE, sin_TE)),
+        "dropout": ring.time(lambda: dropout_into(take(rows, width), keys_T, 7, 0.1, take(rows, width))),
     }
-    # Last: its operand shrinks towards zero, and denormal numbers would be slow.
-    seconds["gate_backward"] = _least(lambda: gate_backward_(gated_TF, gate_up_T2F)) / gated_TF.numel()
-    return seconds
+    numbers = dict.fromkeys(seconds, rows * width)
+    numbers["gate"] = numbers["gate_backward"] = gated_rows * middle
+    numbers["rotate"] = head_rows * heads * head
+    return {name: each / numbers[name] for name, each in seconds.items()}
 
 
-def _softmax(spec: DecoderSpec) -> float:
+def _softmax(spec: DecoderSpec, ring: _Ring) -> float:
     rows = max(1, min(256, _NUMBERS // spec.vocabulary))
-    logits_NV, targets_N = _numbers(rows, spec.vocabulary), torch.zeros(rows, dtype=torch.int64)
-    return _least(lambda: softmax_gradient_(logits_NV, targets_N)) / logits_NV.numel()
+    targets_N = torch.zeros(rows, dtype=torch.int64)
+    return ring.time(lambda: softmax_gradient_(ring.take(rows, spec.vocabulary), targets_N)) / (rows * spec.vocabulary)
 
 
-def _attention(spec: DecoderSpec) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(a position, a pair) forward and backward: from short documents and a long one of as many positions."""
+def _attention(spec: DecoderSpec, ring: _Ring) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(a position, a pair) forward and backward: from short documents and from long ones of as many positions."""
     queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    width, longest = queries + 2 * keys, max(_DOCUMENTS)
+    rows = max(longest, min(2048, _NUMBERS // width) // longest * longest)
+    sums_HT = torch.empty(spec.heads, rows)
+    shape, take = (spec.heads, spec.kv_heads), ring.take
     points = []
-    for documents, length in _DOCUMENTS:
-        rows = documents * length
+    for length in _DOCUMENTS:
         spans = [Span(start, start + length, start, start) for start in range(0, rows, length)]
-        qkv_TP, grad_TP = _numbers(rows, queries + 2 * keys), torch.empty(rows, queries + 2 * keys)
-        y_TQ, sums_HT, grad_TQ = torch.empty(rows, queries), torch.empty(spec.heads, rows), _numbers(rows, queries)
-        shape = (spec.heads, spec.kv_heads)
-        forward = _least(lambda: attend(qkv_TP, spans, *shape, y_TQ, sums_HT))  # noqa: B023
-        backward = _least(lambda: attend_backward(qkv_TP, y_TQ, grad_TQ, sums_HT, spans, *shape, grad_TP))  # noqa: B023
-        points.append((rows, documents * length * (length + 1) // 2, forward, backward))
-    (rows, few, *short), (_, many, *long) = points
+
+        def forward(spans: list[Span] = spans) -> None:
+            attend(take(rows, width), spans, *shape, take(rows, queries), sums_HT)
+
+        def backward(spans: list[Span] = spans) -> None:
+            given = take(rows, width), take(rows, queries), take(rows, queries)
+            attend_backward(*given, sums_HT, spans, *shape, take(rows, width))
+
+        points.append((rows * (length + 1) // 2, ring.time(forward), ring.time(backward)))
+    (few, *short), (many, *long) = points
     fits = []
     for near, far in zip(short, long, strict=True):
         pair = max((far - near) / (many - few), 0.1 * far / many)
@@ -212,44 +285,55 @@ def _attention(spec: DecoderSpec) -> tuple[tuple[float, float], tuple[float, flo
     return fits[0], fits[1]
 
 
-def _adapter(spec: DecoderSpec, rank: int) -> tuple[float, float]:
+def _adapter(spec: DecoderSpec, rank: int, ring: _Ring) -> tuple[float, float]:
     """A multiplication and addition of the products of an adapter on a square projection, forward and backward."""
     rows, width = _rows(spec.hidden), spec.hidden
-    x_TI, grad_TO, into_TI, out_TO = (_numbers(rows, width) for _ in range(4))
     a_RI, b_OR, down_TR, back_TR = _numbers(rank, width), _numbers(width, rank), *_numbers(2, rows, rank)
     grad_b_OR, grad_a_RI = torch.zeros(width, rank), torch.zeros(rank, width)
 
     def forward() -> None:
-        blas.product(x_TI, a_RI, down_TR, transpose_b=True)
-        blas.product(down_TR, b_OR, out_TO, transpose_b=True, alpha=0.5, add=True)
+        blas.product(ring.take(rows, width), a_RI, down_TR, transpose_b=True)
+        blas.product(down_TR, b_OR, ring.take(rows, width), transpose_b=True, alpha=1e-3, add=True)
 
     def backward() -> None:
+        x_TI, grad_TO = ring.take(rows, width), ring.take(rows, width)
         blas.product(x_TI, a_RI, down_TR, transpose_b=True)
         blas.product(grad_TO, b_OR, back_TR)
-        grad_b_OR.addmm_(grad_TO.T, down_TR, alpha=0.5)
-        grad_a_RI.addmm_(back_TR.T, x_TI, alpha=0.5)
-        blas.product(back_TR, a_RI, into_TI, alpha=0.5, add=True)
+        blas.product(grad_TO, down_TR, grad_b_OR, transpose_a=True, add=True)
+        blas.product(back_TR, x_TI, grad_a_RI, transpose_a=True, add=True)
+        blas.product(back_TR, a_RI, ring.take(rows, width), alpha=1e-3, add=True)
 
     sizes = rows * width * rank
-    return _least(forward) / (2 * sizes), _least(backward) / (5 * sizes)
+    return ring.time(forward) / (2 * sizes), ring.time(backward) / (5 * sizes)
 
 
-def _optimise() -> float:
+def _optimise(ring: _Ring) -> float:
     """A parameter: the norm of its gradient, the scaling, and AdamW as `strop.training.optimizer` calls it."""
-    parameter, grad, first, second = (_numbers(1 << 20) for _ in range(4))
-    steps, rates = [torch.ones(())], {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    count, steps = 1 << 18, [torch.ones(())]
+    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
     as_is = {"amsgrad": False, "maximize": False}
 
     def move() -> None:
+        parameter, grad, first, second = (ring.take(count) for _ in range(4))
         grad.mul_(1.0 / max(1.0, float(torch.linalg.vector_norm(grad))))
         torch._fused_adamw_([parameter], [grad], [first], [second], [], steps, **rates, **as_is)  # type: ignore[call-overload]
 
-    return _least(move) / parameter.numel()
+    return ring.time(move) / count
+
+
+def _answer(spec: DecoderSpec, ring: _Ring) -> float:
+    """A weight of a product with a token of each of three answers: the weights come from memory."""
+    x_BI, columns = _numbers(3, spec.hidden), _NUMBERS // spec.hidden
+    out_BO = torch.empty(3, columns)
+    take = ring.take
+    return ring.time(lambda: blas.product(x_BI, take(columns, spec.hidden), out_BO, transpose_b=True)) / (
+        columns * spec.hidden
+    )
 
 
 def _bandwidth() -> float:
     source, target = torch.empty(1 << 26, dtype=torch.uint8).zero_(), torch.empty(1 << 26, dtype=torch.uint8)
-    return 2.0 * source.numel() / _least(lambda: target.copy_(source))
+    return 2.0 * source.numel() / _typical(lambda: target.copy_(source))
 
 
 def _numbers(*shape: int) -> Tensor:
@@ -260,17 +344,18 @@ def _rows(width: int) -> int:
     return max(64, min(2048, _NUMBERS // width))
 
 
-def _least(run: Callable[[], object], seconds: float = _SECONDS) -> float:
-    """Seconds of the fastest of a few runs; the first does not count where there is time for another."""
-    best, began, runs = float("inf"), time.perf_counter(), 0
+def _typical(run: Callable[[], object], seconds: float = _SECONDS) -> float:
+    """Seconds of the middle one of a few runs; the first does not count where there is time for another."""
+    found: list[float] = []
+    began = time.perf_counter()
     while True:
         start = time.perf_counter()
         run()
         end = time.perf_counter()
-        best, runs = end - start if runs == 1 else min(best, end - start), runs + 1
+        found.append(end - start)
         # A machine that is busy with something else must not hold up the plan: three times the time is the end of it.
-        if end - began >= (seconds if runs > 3 else 3 * seconds):
-            return best
+        if end - began >= (seconds if len(found) > 3 else 3 * seconds):
+            return statistics.median(found[1:] or found)
 
 
 def _gpu_seconds(run: Callable[[], object]) -> float:
@@ -278,7 +363,7 @@ def _gpu_seconds(run: Callable[[], object]) -> float:
         run()
         torch.cuda.synchronize()
 
-    return _least(whole)
+    return _typical(whole)
 
 
 @contextmanager

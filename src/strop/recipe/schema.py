@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Overlong = Literal["refuse", "cut_prompt", "cut_end"]
+Learn = Literal["answers", "last", "all"]
+Thinking = Literal["keep", "drop"]
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -38,6 +40,12 @@ class DataSection(Section):
         default=None, description="longest sample, in tokens (default: the model's context)"
     )
     overlong: Overlong = Field(default="refuse", description="a longer sample is: refuse | cut_prompt | cut_end")
+    learn: Learn = Field(
+        default="answers", description="what is learned: answers | last (the last answer) | all (every token)"
+    )
+    thinking: Thinking | None = Field(
+        default=None, description="reasoning in answers: keep | drop (default: kept where the data has it)"
+    )
 
 
 class AdapterSection(Section):

@@ -17,12 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from strop.data.checks import check_questions
 from strop.data.examples import Dataset, prepare
 from strop.data.preview import length_histogram, segments
+from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.model.families import read_spec
@@ -190,6 +191,12 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
         progress=journal.progress("reading data"),
         cache=cache_folder() / "samples",
     )
+    if recipe.data.thinking is None:  # chat opens its turns as the answers that were learned were opened
+        resolved = resolved.with_value("data.thinking", "keep" if dataset.thinking else "drop", "data")
+    for finding in (*dataset.findings, *check_questions(recipe.watch.ask, dataset.learned)):
+        if finding.severity == "warn":
+            where = f" ({finding.instances[0].place})" if finding.instances else ""
+            journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
         ("model", "sha256"): reader.sha256(),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
@@ -344,7 +351,7 @@ def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
 
 def _histogram(dataset: Dataset) -> dict[str, list[int]]:
     """Lengths of all samples: the lower edges of the bars and, last, the upper end; and how many lie in each."""
-    buckets = length_histogram(np.concatenate([dataset.learned.lengths_S, dataset.held_out.lengths_S]))
+    buckets = length_histogram(Joined(dataset.learned, dataset.held_out))
     edges = [bucket.low for bucket in buckets] + [bucket.high + 1 for bucket in buckets[-1:]]
     return {"bins": edges, "counts": [bucket.count for bucket in buckets]}
 

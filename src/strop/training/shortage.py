@@ -19,6 +19,7 @@ from strop.errors import BudgetError
 from strop.model.batch import Batch
 from strop.plan.apply import make_engine
 from strop.plan.choose import leaner, packing_of
+from strop.plan.workload import Workload
 from strop.training.meter import memory_bytes
 from strop.training.state import Training, record, work_of
 
@@ -95,12 +96,19 @@ def _go_leaner(training: Training, step: int, reason: str) -> None:
 def _largest_pack(training: Training) -> None:
     """Computes a pack of the largest size with made-up tokens; its gradients are thrown away."""
     engine, adapter = training.engine, training.adapter
-    packing = packing_of(training.choice, training.plan)
+    batch = largest_batch(packing_of(training.choice, training.plan), engine.device)
+    adapter.zero_gradients()
+    engine.gradients(batch, adapter, len(batch.rows_N), 0)
+    adapter.zero_gradients()
+
+
+def largest_batch(packing: Workload, device: torch.device) -> Batch:
+    """As many tokens and learned tokens as any pack of a run has, in documents as long as its longest sample."""
     tokens, learned = packing.largest_pack, packing.most_learned
-    device, longest = engine.device, min(packing.longest_sample, tokens)
+    longest = min(packing.longest_sample, tokens)
     starts = [*range(0, tokens, longest), tokens]
     positions_T = torch.cat([torch.arange(end - start) for start, end in pairwise(starts)])
-    batch = Batch(
+    return Batch(
         torch.zeros(tokens, dtype=torch.int64, device=device),
         positions_T.to(device),
         torch.zeros(tokens, dtype=torch.int64, device=device),
@@ -109,6 +117,3 @@ def _largest_pack(training: Training) -> None:
         torch.zeros(learned, dtype=torch.int64, device=device),
         tuple((start, end, start, start) for start, end in pairwise(starts)),
     )
-    adapter.zero_gradients()
-    engine.gradients(batch, adapter, learned, 0)
-    adapter.zero_gradients()

@@ -1,9 +1,10 @@
 """One optimiser step: the packs of its samples forward and backward, one division, one check, one move.
 
-    loss of the step = Σ over learned tokens of all packs / number of learned tokens
+    loss of the step = Σ weight · loss / Σ weight, both over the learned tokens of all packs
 
-The count is known before the first pack runs, so each pack's summed loss is divided by it on its way back and nothing
-is divided twice. Nothing moves before the loss and the gradients are known to be finite.
+Where each token weighs 1 that is the mean over the learned tokens. The sum of the weights is known before the first
+pack runs, so each pack's summed loss is divided by it on its way back and nothing is divided twice. Nothing moves
+before the loss and the gradients are known to be finite.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def accumulate_gradients(
     Raises:
         NotFinite: the loss or a gradient is NaN or infinite; nothing has moved.
     """
-    learned_tokens = sum(pack.learned_tokens for pack in packs)
+    weight = sum(pack.weight for pack in packs)
     loss_sum = 0.0
     step_key = key(seed, "dropout", step)
     grads = adapter.zero_gradients()
     for pack in packs:
-        loss_sum += engine.gradients(make_batch(pack, engine.device), adapter, learned_tokens, step_key)
+        loss_sum += engine.gradients(make_batch(pack, engine.device), adapter, weight, step_key)
         if not isfinite(loss_sum):
             raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D])
     norm = torch.nn.utils.get_total_norm(grads)
@@ -64,4 +65,5 @@ def accumulate_gradients(
         raise NotFinite(f"gradient of {first}", [int(sample) for pack in packs for sample in pack.sample_ids_D])
     if clip:
         torch.nn.utils.clip_grads_with_norm_(adapter.parameters(), clip, norm)
-    return StepResult(loss_sum / learned_tokens, grad_norm, learned_tokens, sum(pack.read_tokens for pack in packs))
+    learned_tokens, tokens = sum(pack.learned_tokens for pack in packs), sum(pack.read_tokens for pack in packs)
+    return StepResult(loss_sum / weight, grad_norm, learned_tokens, tokens)

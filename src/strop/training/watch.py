@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from strop.data.examples import Dataset
 from strop.data.records import Example
+from strop.data.samples import asking
 from strop.data.tokenizer import Tokenizer
 from strop.evaluate.ask import (
     DEFAULT_QUESTIONS,
@@ -25,8 +26,9 @@ from strop.run.journal import Journal
 def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
     """The recipe's questions, or else some held-out samples', evenly spread (learned ones' where none are held out)."""
     if recipe.watch.ask:
-        return [question_of_text(text, recipe.data.system) for text in recipe.watch.ask]
-    examples = dataset.held_out or dataset.learned
+        thinking = recipe.data.thinking == "keep"
+        return [question_of_text(text, recipe.data.system, thinking=thinking) for text in recipe.watch.ask]
+    examples = asking(dataset.held_out or dataset.learned)
     count = min(DEFAULT_QUESTIONS, len(examples))
     return [question_of_sample(examples[index * len(examples) // count]) for index in range(count)]
 

@@ -1,0 +1,1 @@
+"""A data set as a run would see it, before any run: counted, checked, and shown token by token."""
