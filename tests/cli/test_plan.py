@@ -222,8 +222,8 @@ def test_the_drawing_shows_each_plan_under_the_pointer():
 
 def test_the_curve_as_a_table_keeps_its_ends_and_the_chosen():
     rows = explain.rows(choice(), 4)
-    assert [row.flag for row in rows if row.chosen] == ["--memory 1.15GB"]
-    assert (rows[0].flag, rows[-1].flag) == ("--memory 584MB", "--memory 1.57GB")
+    assert [row.flag for row in rows if row.chosen] == ["--memory 1.18GB"]
+    assert (rows[0].flag, rows[-1].flag) == ("--memory 603MB", "--memory 1.62GB")
     assert len(rows) <= 4
     assert len(explain.rows(choice())) == 6
     for row in explain.rows(choice()):
@@ -260,7 +260,7 @@ def test_everything_is_shown_at_any_width(width: int, encoding: str):
         "579 tokens/s",
         "matrix products 1.92 s",
         "2,048 tokens",
-        "--memory 584MB",
+        "--memory 603MB",
     ):
         assert part in words
     assert "never needed" not in words  # a component of no bytes
@@ -356,10 +356,10 @@ def test_the_verb_writes_the_page(run: Run, planned: dict[str, Any], tmp_path: P
 
 
 def test_what_does_not_fit_ends_with_exit_code_4(run: Run, planned: dict[str, Any]):
-    planned["raise"] = BudgetError("no plan fits", expected="583 MB", found="300 MB", do="give --memory 584MB")
+    planned["raise"] = BudgetError("no plan fits", expected="583 MB", found="300 MB", do="give --memory 603MB")
     code, out, err = run("plan", "m", "d", "--memory", "300MB")
     assert (code, out) == (4, "")
-    assert err == "error: no plan fits\n  expected: 583 MB\n     found: 300 MB\n        do: give --memory 584MB\n"
+    assert err == "error: no plan fits\n  expected: 583 MB\n     found: 300 MB\n        do: give --memory 603MB\n"
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -399,7 +399,7 @@ def test_the_page_says_what_the_terminal_says(tmp_path: Path):
         assert part in found.text
     table = re.findall(r"<tr[^>]*><td>(--memory \w.*?)</td>", found.source)
     assert table == [row.flag for row in explain.rows(choice())]
-    assert found.source.count('chosen-row"><td>--memory 1.15GB') == 1
+    assert found.source.count('chosen-row"><td>--memory 1.18GB') == 1
     charts = [ElementTree.fromstring(svg) for svg in re.findall(r'<svg [^>]*class="chart".*?</svg>', found.source)]
     assert [len(list(chart.iter("title"))) for chart in charts] == [6, 6]
 

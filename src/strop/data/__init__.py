@@ -32,6 +32,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     counts, lengths   a data set counted: by source and reason, by length and limit
     prompts     the prompt that was trained beside the prompt that chat sends
     findings    what is noticed about a data set
+    lint        what is wrong with it, and what of that can be repaired
     problems    the arithmetic problems of the demo
 
 Three promises are kept here: the prompt that chat sends is token for token the prompt that was trained; every learned

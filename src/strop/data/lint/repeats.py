@@ -1,0 +1,127 @@
+"""Samples that are there twice, and questions that are: by digests of their text, one look-up a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from strop.data.lint.cases import Cases
+from strop.data.records import Conversation
+
+_FINAL = re.compile(
+    r"####\s*(.+)|\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|(?:answer is|答案[是为][:：]?)\s*\**([^\n。.]*)", re.IGNORECASE
+)
+
+
+def whole_digest(conversation: Conversation) -> bytes:
+    """The digest of everything that is learned from a conversation: turns, calls, reasoning, weights, tools."""
+    parts: list[object] = [conversation.text or ""]
+    for message in conversation.messages:
+        parts += [message.role, message.content]
+        if message.thinking is not None or message.calls or message.weight is not None or message.spans:
+            spans = [(span.start, span.end, span.weight) for span in message.spans]
+            calls = [(call.name, call.arguments) for call in message.calls]
+            parts.append([message.thinking, message.weight, spans, calls])
+    return _digest(json.dumps([parts, conversation.tools]).encode("ascii"))
+
+
+def question_digest(conversation: Conversation) -> bytes | None:
+    """The digest of all that stands before the last answer, without the system prompt, blanks and case put aside.
+
+    None where there is no answer, or nothing before it.
+    """
+    turns = [message for message in conversation.messages if message.role != "system"]
+    while turns and turns[-1].role != "assistant":
+        turns.pop()
+    asked = [f"{message.role}\n{' '.join(message.content.split()).casefold()}" for message in turns[:-1]]
+    if not any(message.content.strip() for message in turns[:-1]):
+        return None
+    return _digest("\n\n".join(asked).encode("utf-8", "surrogatepass"))
+
+
+def last_answer(conversation: Conversation) -> str:
+    """The last answer, empty where there is none."""
+    return next((turn.content for turn in reversed(conversation.messages) if turn.role == "assistant"), "")
+
+
+def question_of(conversation: Conversation) -> str:
+    """All that is asked, for the eye."""
+    return "\n".join(message.content for message in conversation.messages if message.role == "user")
+
+
+class Repeats:
+    """Finds repeats while the samples pass by.
+
+    Attributes:
+        again: the samples that stand earlier as well, to where they do.
+        asked: a question's digest to the samples that ask it, repeats left out.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[bytes, int] = {}
+        self.again: dict[int, int] = {}
+        self.asked: defaultdict[bytes, list[int]] = defaultdict(list)
+
+    def add(self, row: int, conversation: Conversation) -> None:
+        """Let a sample pass by."""
+        first = self._seen.setdefault(whole_digest(conversation), row)
+        if first != row:
+            self.again[row] = first
+        elif (digest := question_digest(conversation)) is not None:
+            self.asked[digest].append(row)
+
+    def report(self, cases: Cases, learned: Sequence[Conversation]) -> None:
+        """Say what was found."""
+        for row, first in self.again.items():
+            cases.add("exact-duplicates", row, text_of(learned[row]), end=0, note=f"as {learned[first].place}")
+        for rows in self.asked.values():
+            if len(rows) > 1:
+                _report_question(cases, learned, rows)
+
+
+def _report_question(cases: Cases, learned: Sequence[Conversation], rows: list[int]) -> None:
+    """Say whether answers to one question contradict each other, or only put it differently."""
+    answers = {row: last_answer(learned[row]) for row in rows}
+    if len({_settled(answer) for answer in answers.values()}) == 1:
+        # The same answer behind another system prompt, or with other blanks: nothing to choose between.
+        for row in rows[1:]:
+            cases.add("repeated-questions", row, question_of(learned[row]), end=0, note=f"as {learned[rows[0]].place}")
+        return
+    results = {row: final_answer(answer) for row, answer in answers.items()}
+    known = {result for result in results.values() if result is not None}
+    kind = "contradicting-answers" if len(known) > 1 and None not in results.values() else "repeated-questions"
+    for row in rows:
+        other = next((o for o in rows if o != row and results[o] != results[row]), next(o for o in rows if o != row))
+        mine, theirs = (results[row] or answers[row][:40], results[other] or answers[other][:40])
+        text = f"{question_of(learned[row])[-60:]} ─▶ {mine[:40]}, at {learned[other].place} ─▶ {theirs[:40]}"
+        cases.add(kind, row, text)
+
+
+def final_answer(answer: str) -> str | None:
+    """What an answer comes to: behind ####, in \\boxed{}, behind "the answer is", or the whole of a short one."""
+    found = list(_FINAL.finditer(answer))
+    if found:
+        result = next(group for group in found[-1].groups() if group is not None)
+        return _settled(result.replace(",", "").replace("$", "").rstrip("."))
+    words = answer.split()
+    if 0 < len(words) <= 4 and len(answer.strip()) <= 24:
+        return _settled(answer).rstrip("。.!！")
+    return None
+
+
+def text_of(conversation: Conversation) -> str:
+    """All turns but the system prompt, for the eye."""
+    if conversation.text:
+        return conversation.text
+    return "\n".join(message.content for message in conversation.messages if message.role != "system")
+
+
+def _settled(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=12).digest()
