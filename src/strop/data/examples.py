@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from strop.data.cache import cache_key, read_samples, write_samples
-from strop.data.conversations import find_shape, read_conversation
+from strop.data.conversations import RowReader, excerpt_of
+from strop.data.mixture import Mixture, SourceAccount
 from strop.data.overlong import Overlong, fit
 from strop.data.records import Conversation, Example, Record, Refusal
 from strop.data.sources import read_records
@@ -43,8 +44,8 @@ class DataSettings(Protocol):
     """The part of a recipe that `prepare` reads; the recipe's section ``data`` is one."""
 
     @property
-    def train(self) -> str:
-        """File or folder to learn from."""
+    def train(self) -> str | tuple[str, ...]:
+        """What to learn from: one source or several (`strop.data.mixture`)."""
 
     @property
     def eval(self) -> float | str:
@@ -52,7 +53,7 @@ class DataSettings(Protocol):
 
     @property
     def map(self) -> str | None:
-        """The two columns, as question:answer; None to find them by looking."""
+        """The columns, as question:answer or by their parts; None to find them by looking."""
 
     @property
     def system(self) -> str | None:
@@ -85,6 +86,10 @@ class Dataset:
         held_out_read: records of the held-out samples' own file: held_out + held_out_refused; 0 without one.
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
+        sources: what became of the records of each source that is learned from.
+        shapes: name of a shape of rows → conversations that were read so, held-out file included.
+        ambiguous: "one shape, not another" → rows that both would fit.
+        unread: column → rows with a value in it that nothing read.
     """
 
     learned: list[Example]
@@ -95,6 +100,10 @@ class Dataset:
     held_out_read: int
     held_out_refused: list[Refusal]
     fingerprint: str
+    sources: tuple[SourceAccount, ...] = ()
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    ambiguous: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lengths_S(self) -> npt.NDArray[np.int64]:
@@ -129,7 +138,8 @@ def prepare(
         UsageError: ``map`` or ``eval`` cannot be understood.
     """
     longest = settings.max_tokens if settings.max_tokens is not None else context_tokens
-    records = list(read_records(settings.train))
+    mixture = Mixture(settings.train, seed)
+    records = list(mixture)
     rows = choose_rows(records, settings.rows, seed)
     other = list(read_records(settings.eval)) if isinstance(settings.eval, str) else []
     builder = _Builder(settings, tokenizer, longest, progress, len(rows) + len(other), cache)
@@ -140,7 +150,8 @@ def prepare(
         held_out, held_out_refused = _sort_out(held_outcomes)
         if not held_out:
             raise _nothing_left(settings.eval, "hold out", len(other), held_out_refused)
-        learned, refused = _sort_out(_refuse_held_out(outcomes, held_out))
+        outcomes = _refuse_held_out(outcomes, held_out)
+        learned, refused = _sort_out(outcomes)
     else:
         learned, refused = _sort_out(outcomes)
         count = held_out_count(settings.eval, len(learned)) if learned else 0
@@ -148,7 +159,7 @@ def prepare(
         held_out = [example for example in learned if example.id in ids]
         learned = [example for example in learned if example.id not in ids]
     if not learned:
-        raise _nothing_left(settings.train, "learn", len(rows), refused)
+        raise _nothing_left(", ".join(map(str, mixture.sources)), "learn", len(rows), refused)
     if settings.overlong != "cut_end":
         _check_stops([*learned, *held_out], tokenizer)
     return Dataset(
@@ -160,6 +171,10 @@ def prepare(
         held_out_read=len(other),
         held_out_refused=held_out_refused,
         fingerprint=_fingerprint(learned, held_out),
+        sources=mixture.accounts(zip(rows, outcomes, strict=True), {example.id for example in held_out}),
+        shapes=builder.reader.shapes,
+        ambiguous=builder.reader.ambiguous,
+        unread=builder.reader.unread,
     )
 
 
@@ -178,11 +193,12 @@ class _Builder:
         self.settings, self.tokenizer, self.longest = settings, tokenizer, longest
         self.progress, self.done, self.total = progress, 0, total
         self.cache = cache
+        self.reader = RowReader(settings.map, settings.system)
 
     def build(self, numbered: Sequence[tuple[int, Record]]) -> list[Example | Refusal]:
         """Encode one source's records, given with their ids: a sample or a refusal for each, in order."""
-        shape = find_shape([record for _, record in numbered], self.settings.map)
-        readings = [read_conversation(record, shape, self.settings.system) for _, record in numbered]
+        readings = [self.reader.read(record) for _, record in numbered]
+        self.reader.check()
         conversations = [reading for reading in readings if isinstance(reading, Conversation)]
         self._report(len(readings) - len(conversations))
         samples = iter(self._samples(conversations))
@@ -195,7 +211,7 @@ class _Builder:
             if isinstance(sample, Encoded):
                 outcomes.append(Example(sample.tokens, sample.learned, number, reading.place, reading))
             else:
-                outcomes.append(sample)
+                outcomes.append(replace(sample, excerpt=excerpt_of(reading)))
         return outcomes
 
     def _samples(self, conversations: Sequence[Conversation]) -> list[Encoded | Refusal]:
@@ -242,7 +258,12 @@ def _refuse_held_out(outcomes: Sequence[Example | Refusal], held_out: Sequence[E
     """Refuse what is to be learned but stands in the held-out file as well."""
     known = {content_key(0, example.tokens) for example in held_out}
     return [
-        Refusal(outcome.place, "it is in the held-out data as well", "drop it from one of the two files")
+        Refusal(
+            outcome.place,
+            "it is in the held-out data as well",
+            "drop it from one of the two files",
+            excerpt=excerpt_of(outcome.conversation) if outcome.conversation else "",
+        )
         if isinstance(outcome, Example) and content_key(0, outcome.tokens) in known
         else outcome
         for outcome in outcomes

@@ -1,8 +1,8 @@
 """What is noticed about a data set: each kind of finding with its count, its cure and places to look at.
 
-    stop    a run on this data is refused: what it would learn is not what its owner means
-    warn    probably a mistake; the run starts
-    note    worth knowing
+stop    a run on this data is refused: what it would learn is not what its owner means
+warn    probably a mistake; the run starts
+note    worth knowing
 """
 
 from __future__ import annotations

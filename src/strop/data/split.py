@@ -38,8 +38,13 @@ def choose_rows(records: Sequence[Record], rows: int | None, seed: int) -> list[
     """
     if rows is None or rows >= len(records):
         return list(range(len(records)))
-    keys = [_key(seed, json.dumps(record.values, sort_keys=True).encode("ascii")) for record in records]
+    keys = [_row_key(seed, record) for record in records]
     return sorted(sorted(range(len(records)), key=keys.__getitem__)[:rows])
+
+
+def row_key(record: Record, seed: int) -> int:
+    """The first 64 bits of the number of a row's content, for choosing among rows that are not held."""
+    return int.from_bytes(_row_key(seed, record)[:8], "big")
 
 
 def held_out_count(wanted: float, samples: int) -> int:
@@ -91,6 +96,10 @@ def hold_out(examples: Sequence[Example], count: int, seed: int) -> set[int]:
         if len(chosen) + len(groups[key]) <= count:
             chosen.update(groups[key])
     return chosen
+
+
+def _row_key(seed: int, record: Record) -> bytes:
+    return _key(seed, json.dumps(record.values, sort_keys=True).encode("ascii"))
 
 
 def _key(seed: int, content: bytes) -> bytes:
