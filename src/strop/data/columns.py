@@ -32,6 +32,10 @@ _WITH = {
 }
 
 
+_CLOSE = 80
+"""From 0 to 100: how near a strange column's name must be to a known one to be asked about."""
+
+
 def mapped_shape(columns: str) -> Shape:
     """The shape that a map describes.
 
@@ -98,6 +102,16 @@ def _by_parts(columns: str, named: Mapping[str, str]) -> Shape:
     return Shape(columns, needed, read, tuple(column for column in named.values() if column not in needed))
 
 
+def half_of_a_shape(values: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    """For a row of no known shape: a column that it has of one, and the columns that could stand beside it."""
+    for shape in SHAPES:
+        present = [column for column in shape.columns if column in values]
+        if present:
+            beside = [other.columns for other in SHAPES if present[0] in other.columns]
+            return present[0], [column for columns in beside for column in columns if column != present[0]]
+    return None
+
+
 def missing_columns(shape: Shape, wrong: str, record: Record) -> DataError:
     """No row has the columns that the recipe's map names.
 
@@ -131,9 +145,17 @@ def unknown_columns(record: Record) -> DataError:
 
 def cure_of_unknown(values: Mapping[str, Any]) -> str:
     """What to do with a row of no known shape, with the names that may have been meant."""
-    known = dict.fromkeys(column for shape in SHAPES for column in shape.columns)
-    near = [(column, close) for column in known if (close := nearest(column, values))]
-    hint = f"is {near[0][1]!r} meant to be {near[0][0]!r}? " if near else ""
+    from rapidfuzz import fuzz, process, utils
+
+    known = list(dict.fromkeys(column for shape in SHAPES for column in shape.columns))
+    strange = [column for column in values if column not in known]
+    close = [
+        (match[1], column, match[0])
+        for column in strange
+        if (match := process.extractOne(column, known, processor=utils.default_process, scorer=fuzz.ratio))
+    ]
+    score, column, meant = max(close, key=lambda found: found[0], default=(0, "", ""))
+    hint = f"is {column!r} meant to be {meant!r}? " if score >= _CLOSE else ""
     return hint + "name the column to read and the column to learn with --data.map question:answer"
 
 

@@ -17,7 +17,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from strop.data.columns import columns_of, cure_of_unknown, mapped_shape, missing_columns, nearest, unknown_columns
+from strop.data.columns import (
+    columns_of,
+    cure_of_unknown,
+    half_of_a_shape,
+    mapped_shape,
+    missing_columns,
+    nearest,
+    unknown_columns,
+)
 from strop.data.content import RowRefused
 from strop.data.records import Conversation, Message, Record, Refusal
 from strop.data.shapes import Draft, Shape, find, refuse_other_kinds
@@ -69,7 +77,7 @@ class RowReader:
         self.shapes[name] += 1
         used = {*shape.columns, *shape.beside}
         for column, value in record.values.items():
-            if column not in used and value is not None:
+            if column not in used and value not in (None, "", []):
                 self.unread[column] += 1
         return Conversation(tuple(messages), record.place, draft.tools, draft.text)
 
@@ -102,7 +110,7 @@ class RowReader:
             raise
         found = find(values)
         if found is None:
-            raise RowRefused("the columns are of no known shape", cure_of_unknown(values), columns_of(values))
+            raise _unknown(values)
         self._known = True
         shape, other = found
         if other is not None:
@@ -131,6 +139,19 @@ class RowReader:
             messages = [message for message in messages if message.role != "system"]
             messages.insert(0, Message("system", self._system))
         return [message for message in messages if not (message.role == "system" and not message.content)]
+
+
+def _unknown(values: Mapping[str, Any]) -> RowRefused:
+    """What to say of a row that no shape fits."""
+    half = half_of_a_shape(values)
+    if half is None:
+        return RowRefused("the columns are of no known shape", cure_of_unknown(values), columns_of(values))
+    column, beside = half
+    return RowRefused(
+        f"{column!r} has nothing to learn or to ask beside it",
+        f"add a column {' or '.join(map(repr, beside))}, drop the row, or name the columns with --data.map",
+        columns_of(values),
+    )
 
 
 def excerpt(values: Mapping[str, Any]) -> str:

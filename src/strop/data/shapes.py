@@ -39,6 +39,7 @@ TOOLS = ("tools", "functions")
 
 _OASST = re.compile(r"### (Human|Assistant|System):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant", "System": "system"}
+_ASKED = ("prompt", "question", "instruction", "query", "input")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages")
 
 
@@ -91,12 +92,13 @@ def find(values: Columns) -> tuple[Shape, Shape | None] | None:
     """Find a row's shape.
 
     Returns:
-        The first shape that fits; and the next one that would read other columns, if there is one. None where none
-        fits.
+        The first shape that fits, or else whose columns are there at all; and the next one that fits and would read
+        other columns, if there is one. None where there is none.
     """
-    fitting = [shape for shape in SHAPES if shape.fits(values)] or [shape for shape in SHAPES if shape.named(values)]
+    fitting = [shape for shape in SHAPES if shape.fits(values)]
     if not fitting:
-        return None
+        named = next((shape for shape in SHAPES if shape.named(values)), None)
+        return (named, None) if named is not None else None
     chosen = fitting[0]
     used = {*chosen.columns, *chosen.beside}
     return chosen, next((shape for shape in fitting[1:] if not used.issuperset(shape.columns)), None)
@@ -106,14 +108,18 @@ def refuse_other_kinds(values: Columns) -> None:
     """Refuse rows that are for another kind of training.
 
     Raises:
-        RowRefused: a preference pair, a judged answer, or a row with images, sounds or videos.
+        RowRefused: a preference pair, a judged answer, a row with images, sounds or videos, or one without any value.
     """
+    if values and all(value is None for value in values.values()):
+        raise RowRefused("every column is empty", "drop the row", f"columns {', '.join(values)}")
     rejected = next((column for column in _REJECTED if values.get(column) is not None), None)
     if rejected is not None:
         chosen = next((column for column in values if column.startswith("chosen")), "chosen")
+        asked = next((column for column in _ASKED if values.get(column) is not None), None)
         raise RowRefused(
             "a preference pair, which is not learned by fine-tuning on answers",
-            f"to learn the preferred answers alone name them: --data.map prompt:{chosen}",
+            "to learn the preferred answers alone "
+            + (f"name them: --data.map {asked}:{chosen}" if asked else "write them into rows of their own"),
             f"columns {', '.join(values)}",
         )
     if isinstance(values.get("label"), bool) and values.get("completion") is not None:

@@ -158,8 +158,9 @@ def _below(folder: Path) -> list[Path]:
             found=f"only {', '.join(others[:8])}" if others else "an empty folder",
             do="give the folder that holds the data, or convert the data to .jsonl",
         )
+    found.sort(key=lambda name: (natural(name), name.as_posix()))
     _refuse_several_splits(folder, found)
-    return [folder / name for name in sorted(found, key=lambda name: (natural(name), name.as_posix()))]
+    return [folder / name for name in found]
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""JSON to rows: one object a line, an array of objects, or a single object.
+"""JSON to rows: one object a line, an array of objects (also as {"data": [...]}), or a single object.
 
 Strict: NaN and Infinity, a name that stands twice in an object, and more than 100 levels are refused with their line.
 A number with a fraction keeps the characters that it is written in, so that an answer 72.50 is learned as 72.50.
@@ -20,7 +20,13 @@ from strop.errors import DataError
 MOST_LEVELS = 100
 """Lists and objects inside each other; real rows have fewer than ten."""
 
+_WRAPPERS = ("data", "rows", "train", "examples", "instances", "records", "items")
+"""Names under which a single object keeps rows."""
+
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+_COMMA = "a comma before the closing bracket"
 
 
 class WrittenNumber(float):
@@ -72,8 +78,23 @@ def read_whole(file: Path, label: str) -> Iterator[Record]:
         return
     value, end = _decode(text, at, label, array=True)
     _refuse_more(text, end, label)
+    rows = _wrapped(value)
+    if rows is not None:
+        for number, item in enumerate(rows, start=1):
+            place = Place(label, item=number)
+            yield Record(_object(item, place), place)
+        return
     place = Place(label)
     yield Record(_object(value, place), place)
+
+
+def _wrapped(value: Any) -> list[Any] | None:
+    """The rows of a file such as {"version": 1, "data": [{…}, …]}; None for an object that is itself a row."""
+    if not isinstance(value, dict):
+        return None
+    lists = [value[name] for name in _WRAPPERS if isinstance(value.get(name), list)]
+    rows = lists[0] if len(lists) == 1 else []
+    return rows if rows and isinstance(rows[0], dict) else None
 
 
 def json_kind(value: Any) -> str:
@@ -109,7 +130,7 @@ def _items(text: str, at: int, label: str) -> Iterator[Any]:
             raise _broken(json.JSONDecodeError("Expecting ',' delimiter", text, at), label, 1, array=True)
         at = _behind_space(text, at + 1)
         if text[at : at + 1] == "]":
-            raise _broken(json.JSONDecodeError("A comma before the closing bracket", text, at), label, 1, array=True)
+            raise _broken(json.JSONDecodeError("Expecting value", text, at), label, 1, array=True)
 
 
 def _parse_line(text: str, label: str, number: int) -> Any:
@@ -130,19 +151,24 @@ def _decode(text: str, at: int, label: str, *, first_line: int = 1, array: bool 
         raise _broken(error, label, first_line, array=array) from error
     except (ValueError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
+        line = first_line + text.count("\n", 0, at)
+        said = "a number of more than 4300 digits" if "max_str_digits" in str(error) else str(error)
         raise DataError(
-            f"{label}:{first_line + text.count(chr(10), 0, at)}: JSON that cannot be read",
+            f"{label}:{line}: JSON that cannot be read",
             expected=f"at most {MOST_LEVELS} levels" if deep else "",
-            found="lists or objects nested too deep" if deep else str(error),
-            do="repair the file",
+            found="lists or objects nested too deep" if deep else said,
+            do=f"repair the {'item' if array else 'row'} in line {line}",
         ) from error
     return value, end
 
 
 def _broken(error: json.JSONDecodeError, label: str, first_line: int, *, array: bool = False) -> DataError:
+    error = _with_trailing_comma(error)
     line = first_line + error.lineno - 1
     do = f"repair line {line}"
-    if error.msg == "Extra data" and array:
+    if error.msg == "Extra data" and not array and error.doc[error.pos :].strip() == ",":
+        do = f"end line {line} without a comma"
+    elif error.msg == "Extra data" and array:
         do += ", or rename the file to .jsonl if it holds one object a line"
     elif line == 1 and not array:
         do += ", or rename the file to .json if it is one array or object over many lines"
@@ -152,6 +178,16 @@ def _broken(error: json.JSONDecodeError, label: str, first_line: int, *, array: 
         found=f"{error.msg.removesuffix(' at')}: {_around(error.doc, error.pos)}",
         do=do,
     )
+
+
+def _with_trailing_comma(error: json.JSONDecodeError) -> json.JSONDecodeError:
+    """Name a comma before a closing bracket; the decoder does so from Python 3.13 on, and in other words."""
+    before = error.doc[: error.pos].rstrip()
+    if error.msg.startswith("Illegal trailing comma"):
+        return json.JSONDecodeError(_COMMA, error.doc, error.pos)
+    if error.doc[error.pos : error.pos + 1] in ("}", "]") and before.endswith(","):
+        return json.JSONDecodeError(_COMMA, error.doc, len(before) - 1)
+    return error
 
 
 def _refuse_more(text: str, end: int, label: str) -> None:

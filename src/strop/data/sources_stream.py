@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from strop.errors import DataError
 
@@ -27,6 +27,9 @@ MOST_LINE_BYTES = 64 << 20
 
 MOST_UNPACKED_BYTES = 1 << 30
 """The largest compressed file that has to be read whole, unpacked."""
+
+_PIECE = 2 << 10
+"""Packed bytes that are unpacked at once: Zstandard makes at most 32,768 times as many of them, 64 MiB."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -48,7 +51,7 @@ def opened(file: Path, label: str) -> Iterator[IO[bytes]]:
     except DataError:
         raise
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise _damaged(label, "gzip", error) from error
+        raise _damaged(label, "gzip", str(error)) from error
     except OSError as error:
         raise DataError(
             f"{label} cannot be read", found=error.strerror or str(error), do="check the file and its permissions"
@@ -141,23 +144,38 @@ def _zstandard(file: Path, label: str) -> IO[bytes]:
         ) from None
 
     class Reader(io.RawIOBase):
-        """Zstandard's own reader raises errors of its own kind; here they have Strop's words."""
+        """Frame after frame. zstandard's own reader takes a file that is cut off for one that has ended."""
 
         def __init__(self) -> None:
             self._file = file.open("rb")
-            self._reader = zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True)
-            self._any = False
+            self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._packed, self._unpacked, self._begun = b"", memoryview(b""), False
 
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer: object) -> int:
+        def readinto(self, buffer: Any) -> int:
+            while not self._unpacked:
+                self._packed = self._packed or self._file.read(_PIECE)
+                if not self._packed:
+                    if self._begun:
+                        raise _damaged(label, "Zstandard", "the file ends inside a frame")
+                    return 0
+                self._more()
+            length = min(len(buffer), len(self._unpacked))
+            buffer[:length] = self._unpacked[:length]
+            self._unpacked = self._unpacked[length:]
+            return length
+
+        def _more(self) -> None:
             try:
-                data = self._reader.read(len(cast(memoryview, buffer)))
+                self._unpacked = memoryview(self._frame.decompress(self._packed))
             except zstandard.ZstdError as error:
-                raise _damaged(label, "Zstandard", error) from error
-            cast(memoryview, buffer)[: len(data)] = data
-            return len(data)
+                raise _damaged(label, "Zstandard", str(error)) from error
+            self._packed, self._begun = b"", True
+            if self._frame.eof:
+                self._packed, self._begun = self._frame.unused_data, False
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
 
         def close(self) -> None:
             self._file.close()
@@ -166,11 +184,11 @@ def _zstandard(file: Path, label: str) -> IO[bytes]:
     return io.BufferedReader(Reader(), 1 << 20)
 
 
-def _damaged(label: str, kind: str, error: Exception) -> DataError:
+def _damaged(label: str, kind: str, found: str) -> DataError:
     return DataError(
         f"{label} cannot be unpacked",
         expected=f"a whole {kind} file",
-        found=str(error),
+        found=found,
         do="download or pack it again, or take the ending off if it is not packed",
     )
 

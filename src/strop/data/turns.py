@@ -59,7 +59,7 @@ _FOLLOWS: Mapping[str, tuple[str, ...]] = {
 def is_turns(value: Any) -> bool:
     """Whether a value looks like a list of turns, or like JSON text of one."""
     if isinstance(value, list):
-        return not value or isinstance(value[0], dict)
+        return bool(value) and isinstance(value[0], dict)
     return isinstance(value, str) and value.lstrip().startswith("[")
 
 
@@ -98,7 +98,7 @@ def read_history(value: Any) -> list[Message]:
         RowRefused: it is neither.
     """
     rounds = json_in_text(value, "[")
-    if not rounds:
+    if not rounds:  # null, an empty list or an empty text
         return []
     if is_turns(rounds):
         return read_turns(rounds, "history")
@@ -198,9 +198,7 @@ def _read_turn(turn: Mapping[str, Any], *, first: bool) -> Iterator[Message]:
         if turn.get(speaker) is not None and (words in turn or "tool_calls" in turn or "function_call" in turn):
             role = _speaker({speaker: turn[speaker]})
             if role is None:
-                raise RowRefused(
-                    f"the role {turn[speaker]!r} is not known", f"use {', '.join(dict.fromkeys(ROLES.values()))}"
-                )
+                raise RowRefused(f"the role {turn[speaker]!r} is not known", "use system, user, assistant, or tool")
             yield _spoken(turn, role, words)
             return
     if turn.get("input") is not None and turn.get("output") is not None:
