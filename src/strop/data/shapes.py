@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from strop.data.content import MEDIA, RowRefused, content_of, text_of
@@ -83,10 +84,6 @@ class Shape:
                 return False
         return is_turns(values[self.columns[0]]) if self.turns else True
 
-    def named(self, values: Columns) -> bool:
-        """Whether a row has the columns, whatever is in them."""
-        return all(column in values for column in self.columns)
-
 
 def find(values: Columns) -> tuple[Shape, Shape | None] | None:
     """Find a row's shape.
@@ -95,13 +92,23 @@ def find(values: Columns) -> tuple[Shape, Shape | None] | None:
         The first shape that fits, or else whose columns are there at all; and the next one that fits and would read
         other columns, if there is one. None where there is none.
     """
-    fitting = [shape for shape in SHAPES if shape.fits(values)]
+    named, _ = _by_names(tuple(values))
+    fitting = [shape for shape in named if shape.fits(values)]
     if not fitting:
-        named = next((shape for shape in SHAPES if shape.named(values)), None)
-        return (named, None) if named is not None else None
+        return (named[0], None) if named else None
     chosen = fitting[0]
+    if len(fitting) == 1:
+        return chosen, None
     used = {*chosen.columns, *chosen.beside}
     return chosen, next((shape for shape in fitting[1:] if not used.issuperset(shape.columns)), None)
+
+
+@lru_cache(maxsize=256)
+def _by_names(columns: tuple[str, ...]) -> tuple[tuple[Shape, ...], bool]:
+    """What names alone decide, worked out once for rows alike: the shapes with these columns, and whether a column is
+    one of those that `refuse_other_kinds` looks into."""
+    shapes = tuple(shape for shape in SHAPES if set(shape.columns) <= set(columns))
+    return shapes, not set(columns).isdisjoint({*_REJECTED, "label", *MEDIA})
 
 
 def refuse_other_kinds(values: Columns) -> None:
@@ -110,8 +117,10 @@ def refuse_other_kinds(values: Columns) -> None:
     Raises:
         RowRefused: a preference pair, a judged answer, a row with images, sounds or videos, or one without any value.
     """
-    if values and all(value is None for value in values.values()):
+    if not any(value is not None for value in values.values()) and values:
         raise RowRefused("every column is empty", "drop the row", f"columns {', '.join(values)}")
+    if not _by_names(tuple(values))[1]:
+        return
     rejected = next((column for column in _REJECTED if values.get(column) is not None), None)
     if rejected is not None:
         chosen = next((column for column in values if column.startswith("chosen")), "chosen")

@@ -82,6 +82,10 @@ def read_turns(value: Any, column: str) -> list[Message]:
         )
     messages: list[Message] = []
     for number, turn in enumerate(turns):
+        plain = _plain(turn)
+        if plain is not None:
+            messages.append(plain)
+            continue
         for message in _read_turn(turn, first=number == 0):
             before = messages[-1] if messages else None
             if _speaker(turn) == "call" and before is not None and before.role == "assistant":
@@ -178,6 +182,8 @@ def check_characters(text: str) -> None:
     Raises:
         RowRefused: it holds half of a surrogate pair.
     """
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -191,6 +197,15 @@ def _speaker(turn: Mapping[str, Any]) -> Speaker | None:
         if isinstance(turn.get(key), str):
             return ROLES.get(turn[key])
     return None
+
+
+def _plain(turn: Mapping[str, Any]) -> Message | None:
+    """A turn of a speaker and a text and nothing else, which most are; read here because most are."""
+    if len(turn) != 2:
+        return None
+    speaker, words = ("role", "content") if "role" in turn else ("from", "value")
+    said, role = turn.get(words), _speaker(turn) if speaker in turn else None
+    return Message(role, said) if isinstance(said, str) and role is not None and role != "call" else None
 
 
 def _read_turn(turn: Mapping[str, Any], *, first: bool) -> Iterator[Message]:
@@ -295,8 +310,11 @@ def _check_words(message: Message) -> None:
     if not message.content.strip() and not message.calls:
         name = {"user": "question", "assistant": "answer", "tool": "tool's turn"}.get(message.role, "system prompt")
         raise RowRefused(f"the {name} is empty", "fill it, or drop the row")
-    for text in (message.content, message.thinking or "", *(call.arguments for call in message.calls)):
-        check_characters(text)
+    check_characters(message.content)
+    if message.thinking is not None:
+        check_characters(message.thinking)
+    for call in message.calls:
+        check_characters(call.name + call.arguments)
 
 
 def _check_calls(turns: Sequence[Message]) -> None:
