@@ -114,7 +114,7 @@ def reading_of(target: Path, settings: dict[str, Any]) -> dict[str, Any]:
                     "cure": reading.cure,
                 }
             )
-    counts = {"shapes": reader.shapes, "ambiguous": reader.ambiguous, "unread": reader.unread}
+    counts = {"shapes": reader.shapes, "ambiguous": reader.tally.ambiguous, "unread": reader.tally.unread}
     return {**result, **{name: dict(count) for name, count in counts.items() if count}}
 
 

@@ -98,8 +98,26 @@ def test_of_two_shapes_the_earlier_is_taken_and_the_row_counted() -> None:
     assert isinstance(reader.read(record({**both, "completion": "y"})), Conversation)
     assert isinstance(reader.read(record(both)), Conversation)
     assert reader.shapes == {"messages": 2}
-    assert reader.ambiguous == {"messages, not prompt + completion": 1}
-    assert reader.unread == {"prompt": 2, "completion": 1}
+    assert reader.tally.ambiguous == {"messages, not prompt + completion": 1}
+    assert reader.tally.unread == {"prompt": 2, "completion": 1}
+
+
+def test_what_several_readers_counted_is_put_together() -> None:
+    """Rows are read in several processes; the data set is one."""
+    import pickle
+
+    one, two = RowReader("question:answer"), RowReader("question:answer")
+    one.read(record({"question": "q"}, 1))
+    two.read(record({"question": "q", "answers": "a"}, 2))
+    one.tally.add(pickle.loads(pickle.dumps(two.tally)))
+    with pytest.raises(DataError, match=r"rows.jsonl:1: there is no column 'answer'"):
+        one.check()
+    three = RowReader("question:answer")
+    three.read(record({"question": "q", "answer": "a", "hint": "h"}, 3))
+    one.tally.add(three.tally)
+    one.check()
+    assert one.shapes == {"question + answer": 1}
+    assert one.tally.unread == {"hint": 1}
 
 
 def test_a_column_without_values_is_no_column() -> None:
@@ -107,8 +125,8 @@ def test_a_column_without_values_is_no_column() -> None:
     reader = RowReader()
     reader.read(record({"messages": None, "prompt": "q", "completion": "a", "source": None}))
     assert reader.shapes == {"prompt + completion": 1}
-    assert not reader.ambiguous
-    assert not reader.unread
+    assert not reader.tally.ambiguous
+    assert not reader.tally.unread
 
 
 OWN = {
@@ -193,6 +211,23 @@ def test_columns_of_no_known_shape_are_named() -> None:
     message = str(caught.value)
     for word in ("rows.jsonl:1", "problems, words", "is 'problems' meant to be 'problem'", "--data.map"):
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("user=q,asistant=a", "did you mean assistant=a?"),
+        ("user=q", "user and assistant, with system"),
+        ("user=q,assistant=", "parts such as user=question"),
+        ("user=q,user=r,assistant=a", "one column for user"),
+        ("text=t,system=s", "or text"),
+        ("messages=m,user=q", "or messages"),
+    ],
+)
+def test_a_map_of_parts_has_what_a_conversation_needs(columns: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.map") as caught:
+        RowReader(columns)
+    assert said in caught.value.expected + caught.value.do
 
 
 @pytest.mark.parametrize("columns", ["question", "question:", ":answer", ""])

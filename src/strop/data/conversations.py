@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from strop.data.columns import (
@@ -35,6 +36,39 @@ _EXCERPT = 160
 _EXCERPT_OF_COLUMN = 60
 
 
+@dataclass(slots=True)
+class Tally:
+    """What reading rows has counted; small, can be sent between processes and put together.
+
+    Attributes:
+        shapes: name of a shape → rows that were read so.
+        ambiguous: "one shape, not another" → rows that both would fit; the earlier of `strop.data.shapes` was taken.
+        unread: column → rows that have a value in it which nothing read.
+        known: whether a row has had the columns of a shape.
+        seen: until then, columns of the map that some row has had.
+        first: the first row's columns and place.
+        first_without: the first row without a column of the map, by column.
+    """
+
+    shapes: Counter[str] = field(default_factory=Counter)
+    ambiguous: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    known: bool = False
+    seen: set[str] = field(default_factory=set)
+    first: Record | None = None
+    first_without: dict[str, Record] = field(default_factory=dict)
+
+    def add(self, later: Tally) -> None:
+        """Put what was counted over later rows to what was counted before."""
+        self.shapes += later.shapes
+        self.ambiguous += later.ambiguous
+        self.unread += later.unread
+        self.known = self.known or later.known
+        self.seen |= later.seen
+        self.first = self.first or later.first
+        self.first_without = {**later.first_without, **self.first_without}
+
+
 class RowReader:
     """Reads rows one by one; needs to see no other row to read one.
 
@@ -43,9 +77,7 @@ class RowReader:
         system: the recipe's system prompt: replaces the rows' own; "" removes them; None keeps them.
 
     Attributes:
-        shapes: name of a shape → rows that were read so.
-        ambiguous: "one shape, not another" → rows that both would fit; the earlier of `strop.data.shapes` was taken.
-        unread: column → rows that have a value in it which nothing read.
+        tally: what was counted; where rows are read in several places, put together by `Tally.add`.
 
     Raises:
         UsageError: the map is no map.
@@ -54,13 +86,12 @@ class RowReader:
     def __init__(self, columns: str | None = None, system: str | None = None) -> None:
         self._mapped = mapped_shape(columns) if columns is not None else None
         self._system = system
-        self.shapes: Counter[str] = Counter()
-        self.ambiguous: Counter[str] = Counter()
-        self.unread: Counter[str] = Counter()
-        self._known = False
-        self._seen: set[str] = set()
-        self._first: Record | None = None
-        self._first_without: dict[str, Record] = {}
+        self.tally = Tally()
+
+    @property
+    def shapes(self) -> Counter[str]:
+        """Name of a shape → rows that were read so."""
+        return self.tally.shapes
 
     def read(self, record: Record) -> Conversation | Refusal:
         """Read one row: a conversation, or the refusal that says why it is none."""
@@ -74,11 +105,11 @@ class RowReader:
         name = shape.name
         if self._mapped is None and shape.columns == ("text",):
             name = "text (plain)" if draft.text is not None else "text (### Human, ### Assistant)"
-        self.shapes[name] += 1
+        self.tally.shapes[name] += 1
         used = {*shape.columns, *shape.beside}
         for column, value in record.values.items():
             if column not in used and value not in (None, "", []):
-                self.unread[column] += 1
+                self.tally.unread[column] += 1
         return Conversation(tuple(messages), record.place, draft.tools, draft.text)
 
     def check(self) -> None:
@@ -88,41 +119,43 @@ class RowReader:
             DataError: rows were read, and none had the columns; with the place of a row, its columns and the nearest
                 names.
         """
-        if self._known or self._first is None:
+        tally = self.tally
+        if tally.known or tally.first is None:
             return
         if self._mapped is None:
-            raise unknown_columns(self._first)
+            raise unknown_columns(tally.first)
         columns = self._mapped.columns
-        wrong = next((column for column in columns if column not in self._seen), columns[-1])
-        raise missing_columns(self._mapped, wrong, self._first_without.get(wrong, self._first))
+        wrong = next((column for column in columns if column not in tally.seen), columns[-1])
+        raise missing_columns(self._mapped, wrong, tally.first_without.get(wrong, tally.first))
 
     def _draft(self, record: Record) -> tuple[Shape, Draft]:
         values = record.values
-        if self._first is None:
-            self._first = record
+        if self.tally.first is None:
+            self.tally.first = _columns_alone(record)
         if self._mapped is not None:
             self._check_mapped(self._mapped, record)
             return self._mapped, self._mapped.read(values)
         try:
             refuse_other_kinds(values)
         except RowRefused:
-            self._known = True
+            self.tally.known = True
             raise
         found = find(values)
         if found is None:
             raise _unknown(values)
-        self._known = True
+        self.tally.known = True
         shape, other = found
         if other is not None:
-            self.ambiguous[f"{shape.name}, not {other.name}"] += 1
+            self.tally.ambiguous[f"{shape.name}, not {other.name}"] += 1
         return shape, shape.read(values)
 
     def _check_mapped(self, shape: Shape, record: Record) -> None:
         missing = [column for column in shape.columns if column not in record.values]
-        if not self._known:
-            self._seen.update(column for column in shape.columns if column not in missing)
+        tally = self.tally
+        if not tally.known:
+            tally.seen.update(column for column in shape.columns if column not in missing)
             for column in missing:
-                self._first_without.setdefault(column, record)
+                tally.first_without.setdefault(column, _columns_alone(record))
         if missing:
             near = nearest(missing[0], record.values)
             raise RowRefused(
@@ -130,7 +163,7 @@ class RowReader:
                 (f"is {near!r} meant? " if near else "") + "add it to this row, or drop the row",
                 columns_of(record.values),
             )
-        self._known = True
+        tally.known = True
 
     def _with_system(self, draft: Draft) -> list[Message]:
         """The turns with the system prompt that holds; empty ones are none."""
@@ -139,6 +172,10 @@ class RowReader:
             messages = [message for message in messages if message.role != "system"]
             messages.insert(0, Message("system", self._system))
         return [message for message in messages if not (message.role == "system" and not message.content)]
+
+
+def _columns_alone(record: Record) -> Record:
+    return Record(dict.fromkeys(record.values), record.place)
 
 
 def _unknown(values: Mapping[str, Any]) -> RowRefused:

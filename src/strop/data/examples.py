@@ -172,9 +172,9 @@ def prepare(
         held_out_refused=held_out_refused,
         fingerprint=_fingerprint(learned, held_out),
         sources=mixture.accounts(zip(rows, outcomes, strict=True), {example.id for example in held_out}),
-        shapes=builder.reader.shapes,
-        ambiguous=builder.reader.ambiguous,
-        unread=builder.reader.unread,
+        shapes=builder.reader.tally.shapes,
+        ambiguous=builder.reader.tally.ambiguous,
+        unread=builder.reader.tally.unread,
     )
 
 
