@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.data import cache, encoding, examples
-from strop.data.cache import content_of, key_of
+from strop.data import cache, encoding, examples, mixture
+from strop.data.cache import key_of
 from strop.data.examples import Dataset, prepare
+from strop.data.mixture import Source
+from strop.data.reading import Reading
 from strop.data.records import Conversation, Place
 from strop.data.tokenizer import Tokenizer
 from strop.recipe.schema import DataSection
@@ -159,7 +161,7 @@ def test_a_change_that_keeps_size_and_times_is_seen(
 def test_a_file_that_changes_while_it_is_read_is_not_kept(
     tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = examples.read_records
+    read = mixture.read_records
 
     def changing(path: str) -> Any:
         for number, record in enumerate(read(path)):
@@ -168,7 +170,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
                 with Path(rows).open("a") as file:
                     file.write('{"question": "late?", "answer": "yes"}\n')
 
-    monkeypatch.setattr(examples, "read_records", changing)
+    monkeypatch.setattr(mixture, "read_records", changing)
     data(chatml, rows, tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
 
@@ -193,14 +195,18 @@ def test_whatever_decides_the_tokens_decides_the_key(
     section = DataSection(train="t", eval=0.1).model_dump()
 
     def key(
-        tokenizer: Tokenizer = chatml, longest: int | None = 9, seed: int = 0, content: bytes = b"c", **fields: Any
+        tokenizer: Tokenizer = chatml,
+        longest: int | None = 9,
+        seed: int | None = None,
+        content: bytes = b"c",
+        **fields: Any,
     ):
         return key_of({**section, **fields}, tokenizer, longest, seed, content)
 
     plain = key()
     keys = [plain, key(longest=10), key(longest=None), key(content=b"d")]
     keys += [key(**{name: "another"}) for name in sorted(set(section) - {"train", "eval"})]
-    keys += [key(a_field_to_come=1), key(rows=5), key(rows=5, seed=1), key(system="\ud800")]
+    keys += [key(a_field_to_come=1), key(rows=5), key(seed=0), key(seed=1), key(system="\ud800")]
     keys += [key(tokenizer) for tokenizer in changed_tokenizers(tmp_path)]
     for value in ("tokenizers.__version__", "jinja2.__version__", "np.__version__", "sys.version"):
         with monkeypatch.context() as patched:
@@ -211,11 +217,11 @@ def test_whatever_decides_the_tokens_decides_the_key(
         keys.append(key())
     assert None not in keys
     assert len(set(keys)) == len(keys)
-    # Where the files lie and what is held out decide no tokens, nor does the seed where all rows are used.
-    assert key(train="elsewhere", eval=5) == key(seed=1) == plain
+    # Where the files lie and what is held out decide no tokens.
+    assert key(train="elsewhere", eval=5) == plain
 
 
-def test_content_is_bytes_and_names_below_the_source(tmp_path: Path) -> None:
+def test_content_is_bytes_names_below_the_source_and_amounts(tmp_path: Path) -> None:
     contents = []
     for folder, files in (
         ("a", {"x.json": "1", "y.json": "2"}),
@@ -224,14 +230,21 @@ def test_content_is_bytes_and_names_below_the_source(tmp_path: Path) -> None:
         ("d", {"x.json": "1", "y.json": "3"}),
         ("e", {"x.json": "1", "sub/y.json": "2"}),
     ):
-        paths = [tmp_path / folder / name for name in files]
-        for path, text in zip(paths, files.values(), strict=True):
+        for name, text in files.items():
+            path = tmp_path / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        contents.append(content_of(tmp_path / folder, paths))
+        contents.append(Reading(str(tmp_path / folder), None, 0).content())
     assert contents[0] == contents[1]
     assert len(set(contents)) == 4
-    assert content_of(tmp_path, [tmp_path / "none.json"]) is None
+    folder = str(tmp_path / "a")
+    amounts = [Reading(train, None, 0) for train in (folder + "*2", folder + "*0.5", folder + "#1", (folder, folder))]
+    assert len({contents[0], *(reading.content() for reading in amounts)}) == 5
+    assert [reading.is_chosen_from for reading in amounts] == [False, True, True, False]
+    assert Reading(folder, 1, 0).is_chosen_from
+    as_it_stands = Reading(Source(folder), None, 0)
+    (tmp_path / "a" / "y.json").unlink()
+    assert as_it_stands.content() is None
 
 
 def test_a_tokenizer_that_is_read_again_is_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strop.data import store as store_module
+from strop.data.conversations import Tally
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
 from strop.data.samples import Samples, lengths, taught, untaught
 from strop.data.split import content_key
@@ -71,7 +73,7 @@ def records(draw: st.DrawFn, vocabulary: int) -> Written:
         if draw(st.booleans()):
             made.append((number, draw(conversations), draw(st.lists(samples(vocabulary), min_size=1, max_size=3))))
         else:
-            made.append((number, draw(st.builds(Refusal, places, texts, texts, texts))))
+            made.append((number, draw(st.builds(Refusal, places, texts, texts, texts, texts))))
     return made
 
 
@@ -85,8 +87,8 @@ def write(written: Written, vocabulary: int, chunk_size: int) -> io.BytesIO:
                 builder.refuse(number, outcome[0])
             else:
                 builder.add(number, *outcome)
-        writer.add(builder.finish(len(part), {"a shape": len(part)}))
-    writer.finish(available=99)
+        writer.add(builder.finish(len(part), Tally(Counter({"a shape": len(part)}))))
+    writer.finish(available=99, bounds=[(7, 9)])
     return file
 
 
@@ -116,7 +118,8 @@ def test_what_is_read_is_what_was_written(data: st.DataObject, vocabulary: int) 
                 assert (got.tolist(), got.dtype, got.flags.writeable) == (put.tolist(), dtype, False)
     assert store.refusals == [(number, rest[0]) for number, *rest in written if len(rest) == 1]
     assert (store.records, store.available) == (len(written), 99)
-    assert store.shapes == ({"a shape": len(written)} if written else {})
+    assert store.tally.shapes == ({"a shape": len(written)} if written else {})
+    assert store.bounds == [(7, 9)]
     for function in (lengths, taught, untaught):
         assert function(found).tolist() == function(list(found)).tolist()
     assert found.records_S.tolist() == [number & 0xFFFFFFFF for number, _, _ in flat]

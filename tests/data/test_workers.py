@@ -43,7 +43,7 @@ def batches(count: int = 120, size: int = 10) -> Iterator[Batch]:
 
 @pytest.fixture
 def encoder(chatml: Tokenizer) -> Encoder:
-    return Encoder(SETTINGS, chatml, 90, ("question", "answer"))
+    return Encoder(SETTINGS, chatml, 90)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def start_soon_and_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parts(chunks: Iterator[Chunk]) -> list[Any]:
-    return [(one.records, one.rows.tobytes(), one.body, one.refusals, one.files, one.shapes) for one in chunks]
+    return [(one.records, one.rows.tobytes(), one.body, one.refusals, one.files, one.tally) for one in chunks]
 
 
 def test_the_same_bytes_in_the_same_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

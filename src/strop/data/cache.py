@@ -31,6 +31,7 @@ import jinja2
 import numpy as np
 import tokenizers
 
+from strop.data.conversations import Tally
 from strop.data.store import Chunk, Store, StoreWriter, is_whole
 from strop.data.tokenizer import Tokenizer
 from strop.errors import StropError
@@ -59,15 +60,14 @@ class Kept:
     Args:
         folder: the folder; None to keep nothing.
         key: the key's 32 bytes; None where keeping is not worth it, or not safe.
-        files: the source's files.
+        files: what places call the data's files.
         vocabulary: tokens of the vocabulary.
     """
 
-    def __init__(self, folder: Path | None, key: bytes | None, files: Sequence[Path], vocabulary: int) -> None:
+    def __init__(self, folder: Path | None, key: bytes | None, files: list[str], vocabulary: int) -> None:
         self._path = folder / f"{key.hex()}{SUFFIX}" if folder and key else None
         self._key = key or bytes(32)
-        self._files = [str(file) for file in files]
-        self._vocabulary = vocabulary
+        self._files, self._vocabulary = files, vocabulary
 
     def read(self) -> Store | None:
         """The store; None where there is none that is whole."""
@@ -119,18 +119,24 @@ class Writing:
             self._move_elsewhere()
             self._writer.add(chunk)
 
-    def finish(self, available: int, *, keep: bool) -> Store:
+    @property
+    def tally(self) -> Tally:
+        """What was counted while reading what is written so far."""
+        return self._writer.tally
+
+    def finish(self, available: int, bounds: Sequence[tuple[int, int]], *, keep: bool) -> Store:
         """The store, whole.
 
         Args:
-            available: records in the source.
+            available: records that were read, chosen or not.
+            bounds: of each source, as `strop.data.mixture.Mixture.bounds` has it.
             keep: whether it may be kept: whether the files are still those of its key.
         """
         try:
-            self._writer.finish(available)
+            self._writer.finish(available, bounds)
         except OSError:
             self._move_elsewhere()
-            self._writer.finish(available)
+            self._writer.finish(available, bounds)
         content = _content(self._file, self._writer.at)
         if self._staging and self._path and keep and len(content) <= MOST_BYTES:
             with suppress(OSError):
@@ -175,7 +181,7 @@ class Writing:
 
 
 def key_of(
-    settings: Mapping[str, Any], tokenizer: Tokenizer, longest: int | None, seed: int, content: bytes
+    settings: Mapping[str, Any], tokenizer: Tokenizer, longest: int | None, seed: int | None, content: bytes
 ) -> bytes | None:
     """Name everything that decides the samples of a source.
 
@@ -183,8 +189,8 @@ def key_of(
         settings: the recipe's section ``data``, all of its fields.
         tokenizer: the model's tokenizer.
         longest: the longest sample.
-        seed: the recipe's seed; it counts where it chooses rows.
-        content: what the files hold (`content_of`).
+        seed: the recipe's seed, where it chooses rows; else None.
+        content: what the files hold, and how much of it is used (`strop.data.reading.Reading.content`).
 
     Returns:
         32 bytes; None where Strop cannot read its own code.
@@ -199,27 +205,13 @@ def key_of(
         "template": [tokenizer.template.source, tokenizer.template.name, tokenizer.template.tokens],
         "tokens": [tokenizer.special_tokens, tokenizer.stop_tokens],
         "settings": {name: value for name, value in settings.items() if name not in _NAMES_FILES},
-        "seed": seed if settings.get("rows") is not None else None,
+        "seed": seed,
         "longest": longest,
     }
     digest = hashlib.sha256()
     for part in (code, tokenizer.backend.to_str().encode(), json.dumps(facts, sort_keys=True).encode("ascii"), content):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return digest.digest()
-
-
-def content_of(root: Path, files: Sequence[Path]) -> bytes | None:
-    """What files hold and what they are called below a source: 32 bytes; None where one cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        for file in files:
-            name = file.name if file == root else file.relative_to(root).as_posix()
-            digest.update(json.dumps(name).encode("ascii"))
-            with file.open("rb", buffering=0) as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    except (OSError, ValueError):
-        return None
     return digest.digest()
 
 

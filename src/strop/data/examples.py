@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,16 +23,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from strop.data.cache import LEAST_BYTES, Kept, content_of, key_of
+from strop.data.cache import LEAST_BYTES, Kept, key_of
 from strop.data.checks import check_places, check_prompts, check_samples, check_template, raise_stops
-from strop.data.encoding import Encoder, EncodingSettings, batches, look, source_files
+from strop.data.conversations import excerpt_of
+from strop.data.encoding import Encoder, EncodingSettings, batches
 from strop.data.findings import Finding
 from strop.data.marks import THINKS
-from strop.data.records import Record, Refusal
+from strop.data.mixture import Source, SourceAccount, account
+from strop.data.reading import Reading
+from strop.data.records import Refusal
 from strop.data.samples import Joined, Samples
-from strop.data.sources import read_records
-from strop.data.split import choose_rows, held_out_count, hold_out
-from strop.data.store import Chunk, Store
+from strop.data.split import held_out_count, hold_out
+from strop.data.store import Store
 from strop.data.tokenizer import Tokenizer
 from strop.data.workers import encode_all
 from strop.errors import DataError
@@ -48,8 +50,8 @@ class DataSettings(EncodingSettings, Protocol):
     """The part of a recipe that `prepare` reads; the recipe's section ``data`` is one."""
 
     @property
-    def train(self) -> str:
-        """File or folder to learn from."""
+    def train(self) -> str | tuple[str, ...]:
+        """What to learn from: one source or several (`strop.data.mixture`)."""
 
     @property
     def eval(self) -> float | str:
@@ -84,7 +86,10 @@ class Dataset:
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
         thinking: whether any learned sample's answer reasons, so that chat lets the model reason.
         findings: what was noticed that does not stop a run (`strop.data.checks`).
-        shapes: how many records to learn from have which shape.
+        sources: what became of the records of each source that is learned from.
+        shapes: name of a shape of rows → conversations that were read so, held-out file included.
+        ambiguous: "one shape, not another" → rows that both would fit.
+        unread: column → rows with a value in it that nothing read.
     """
 
     learned: Samples
@@ -97,7 +102,10 @@ class Dataset:
     fingerprint: str
     thinking: bool = False
     findings: tuple[Finding, ...] = ()
+    sources: tuple[SourceAccount, ...] = ()
     shapes: Mapping[str, int] = field(default_factory=dict)
+    ambiguous: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lengths_S(self) -> npt.NDArray[np.int64]:
@@ -134,54 +142,51 @@ def prepare(
         UsageError: ``map`` or ``eval`` cannot be understood.
     """
     longest = settings.max_tokens if settings.max_tokens is not None else context_tokens
-    paths = [settings.train] + ([settings.eval] if isinstance(settings.eval, str) else [])
-    sources = [_Source(path) for path in paths]
-    told = _Told(progress, sum(source.bytes for source in sources))
+    readings = [Reading(settings.train, settings.rows, seed)]
+    if isinstance(settings.eval, str):
+        readings.append(Reading(Source(settings.eval), None, seed))
+    told = _Told(progress, sum(reading.bytes for reading in readings))
     builder = _Builder(settings, tokenizer, longest, seed, cache, workers, told)
-    stores = [builder.store(source, settings.rows if number == 0 else None) for number, source in enumerate(sources)]
+    stores = [builder.store(reading, (settings.rows, None)[number]) for number, reading in enumerate(readings)]
     told.finish()
-    store = stores[0]
+    store, own_file = stores[0], stores[1] if len(stores) > 1 else None
     learned = Samples(store)
-    if len(stores) > 1:
-        held_out = Samples(stores[1], id_offset=store.available)
+    if own_file is not None:
+        held_out = Samples(own_file, id_offset=store.available)
         if not len(held_out):
-            raise _nothing_left(paths[1], "hold out", stores[1])
+            raise _nothing_left(readings[1].names, "hold out", own_file)
     else:
         count = held_out_count(settings.eval, len(learned)) if isinstance(settings.eval, float | int) else 0
         chosen_S = hold_out(learned.contents_S2(seed), learned.records_S, count if len(learned) else 0)
         learned, held_out = learned.take(~chosen_S), learned.take(chosen_S)
     learned, also_held_out = _without(learned, held_out)
-    refused = [refusal for _, refusal in sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])]
+    refused = sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])
     if not len(learned):
-        raise _nothing_left(paths[0], "learn", store, refused)
+        raise _nothing_left(readings[0].names, "learn", store, [refusal for _, refusal in refused])
     findings = _check(settings, tokenizer, learned, held_out)
+    tallies = [one.tally for one in stores]
     return Dataset(
         learned=learned,
         held_out=held_out,
-        refused=refused,
+        refused=[refusal for _, refusal in refused],
         read=store.records,
         available=store.available,
-        held_out_read=stores[1].records if len(stores) > 1 else 0,
-        held_out_refused=[refusal for _, refusal in stores[1].refusals] if len(stores) > 1 else [],
+        held_out_read=own_file.records if own_file else 0,
+        held_out_refused=[refusal for _, refusal in own_file.refusals] if own_file else [],
         fingerprint=_fingerprint(learned, held_out),
         thinking=bool((learned.marks_S & THINKS).any()),
         findings=tuple(findings),
-        shapes=store.shapes,
+        sources=account(
+            readings[0].sources,
+            store.bounds,
+            learned=np.unique(learned.records_S),
+            held_out=np.unique(held_out.records_S) if own_file is None else np.empty(0, np.int64),
+            refused=np.array([number for number, _ in refused], np.int64),
+        ),
+        shapes=sum((tally.shapes for tally in tallies), Counter()),
+        ambiguous=sum((tally.ambiguous for tally in tallies), Counter()),
+        unread=sum((tally.unread for tally in tallies), Counter()),
     )
-
-
-class _Source:
-    """Where records come from."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.root = Path(path).expanduser()
-        self.files = source_files(path)
-        self.bytes = sum(file.stat().st_size for file in self.files)
-
-    def content(self) -> bytes | None:
-        """What the files hold."""
-        return content_of(self.root, self.files)
 
 
 class _Told:
@@ -223,54 +228,29 @@ class _Builder:
         self.tokenizer, self.longest, self.seed = tokenizer, longest, seed
         self.cache, self.workers, self.told = cache, workers, told
 
-    def store(self, source: _Source, rows: int | None) -> Store:
-        """A source's samples, kept from last time where they are."""
-        content = source.content() if self.cache and source.bytes >= LEAST_BYTES else None
+    def store(self, reading: Reading, rows: int | None) -> Store:
+        """The samples of what is read, kept from last time where they are."""
+        content = reading.content() if self.cache and reading.bytes >= LEAST_BYTES else None
         fields = {**self.fields, "rows": rows}
-        key = key_of(fields, self.tokenizer, self.longest, self.seed, content) if content else None
-        kept = Kept(self.cache, key, source.files, self.tokenizer.vocabulary_size)
+        seed = self.seed if reading.is_chosen_from else None
+        key = key_of(fields, self.tokenizer, self.longest, seed, content) if content else None
+        kept = Kept(self.cache, key, reading.labels, self.tokenizer.vocabulary_size)
         store = kept.read()
         if store is not None:
-            self.told.add(store.records, source.bytes)
+            self.told.add(store.records, reading.bytes)
             return store
+        settings: Any = SimpleNamespace(**self.fields)
+        encoder = Encoder(settings, self.tokenizer, self.longest)
         with kept.writer() as writing:
-            available = 0
-            numbered = _Numbered(source.path, rows, self.seed)
-            for chunk in self._chunks(numbered):
+            for chunk in encode_all(encoder, batches(reading), self.workers):
                 writing.add(chunk)
                 self.told.add(chunk.records, int(chunk.rows["text"].sum()))
-            available = numbered.available
+            reader = encoder.reader()
+            reader.tally.add(writing.tally)
+            reader.check()
             # What was read is what the key names only if the files did not change meanwhile.
-            return writing.finish(available, keep=content is not None and source.content() == content)
-
-    def _chunks(self, numbered: _Numbered) -> Iterator[Chunk]:
-        settings: Any = SimpleNamespace(**self.fields)
-        shape, chosen = look(settings, numbered)
-        encoder = Encoder(settings, self.tokenizer, self.longest, shape)
-        return encode_all(encoder, batches(chosen), self.workers)
-
-
-class _Numbered:
-    """The chosen records of a source with their numbers, read as they are asked for.
-
-    Attributes:
-        available: records read so far; all of them in the end.
-    """
-
-    def __init__(self, path: str, rows: int | None, seed: int) -> None:
-        self._path, self.available = path, 0
-        self._chosen = None if rows is None else choose_rows(read_records(path), rows, seed)
-
-    def __iter__(self) -> Iterator[tuple[int, Record]]:
-        chosen = None if self._chosen is None else iter(self._chosen)
-        following = None if chosen is None else next(chosen, None)
-        for number, record in enumerate(read_records(self._path)):
-            self.available = number + 1
-            if chosen is None:
-                yield number, record
-            elif number == following:
-                following = next(chosen, None)
-                yield number, record
+            keep = content is not None and reading.content() == content
+            return writing.finish(reading.available, reading.bounds, keep=keep)
 
 
 def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[int, Refusal]]]:
@@ -282,11 +262,12 @@ def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[i
     twice_S = np.isin(np.ascontiguousarray(learned.said_S2).view(_BITS_128), held).ravel()
     records_S = learned.records_S
     refused_R, first_R = np.unique(records_S[twice_S], return_index=True)
-    places = [learned.place(int(index)) for index in np.flatnonzero(twice_S)[first_R]]
-    refusals = [
-        (number, Refusal(place, "it is in the held-out data as well", "drop it from one of the two"))
-        for number, place in zip(refused_R.tolist(), places, strict=True)
-    ]
+    reason, cure = "it is in the held-out data as well", "drop it from one of the two"
+    refusals = []
+    for number, index in zip(refused_R.tolist(), np.flatnonzero(twice_S)[first_R].tolist(), strict=True):
+        example = learned[index]
+        excerpt = excerpt_of(example.conversation) if example.conversation else ""
+        refusals.append((number, Refusal(example.place, reason, cure, excerpt=excerpt)))
     return learned.take(~np.isin(records_S, refused_R)), refusals
 
 

@@ -47,6 +47,11 @@ def choose_rows(records: Iterable[Record], rows: int, seed: int) -> list[int]:
     return chosen
 
 
+def row_key(record: Record, seed: int) -> int:
+    """The first 64 bits of the number of a row's content, for choosing among rows that are not held."""
+    return int.from_bytes(_key(seed, _row_text(record))[:8], "big")
+
+
 def held_out_count(wanted: float, samples: int) -> int:
     """How many samples to hold out.
 

@@ -20,12 +20,14 @@ import hashlib
 import json
 import mmap
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from strop.data.conversations import Tally
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
 from strop.data.split import content_key
 
@@ -88,17 +90,17 @@ class Chunk:
         records: records in it.
         rows: `ROW` of each sample; ``at`` counts from the beginning of the body here.
         body: the samples.
-        refusals: number of the record, number of the file, place, reason, cure, found of each refused record.
+        refusals: number of the record, number of the file, place, and the words of each refused record.
         files: the files that places name by their number.
-        shapes: how many records have which shape.
+        tally: what was counted while reading.
     """
 
     records: int
     rows: npt.NDArray[np.void]
     body: bytes
-    refusals: list[tuple[int, int, int, str, str, str]] = field(default_factory=list)
+    refusals: list[tuple[int, int, int, str, str, str, str]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
-    shapes: dict[str, int] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
 
 
 class ChunkBuilder:
@@ -159,12 +161,13 @@ class ChunkBuilder:
     def refuse(self, number: int, refusal: Refusal) -> None:
         """A record that is not learned."""
         place = self._place(refusal.place)
-        self._chunk.refusals.append((number, *place, refusal.reason, refusal.cure, refusal.found))
+        words = (refusal.reason, refusal.cure, refusal.found, refusal.excerpt)
+        self._chunk.refusals.append((number, *place, *words))
 
-    def finish(self, records: int, shapes: dict[str, int]) -> Chunk:
+    def finish(self, records: int, tally: Tally) -> Chunk:
         """The chunk of so many records."""
         chunk = self._chunk
-        chunk.records, chunk.shapes, chunk.files = records, shapes, list(self._files)
+        chunk.records, chunk.tally, chunk.files = records, tally, list(self._files)
         chunk.rows, chunk.body = np.array(self._rows, ROW), b"".join(self._parts)
         return chunk
 
@@ -192,7 +195,7 @@ class StoreWriter:
         self._files = {name: number for number, name in enumerate(files)}
         self._given = len(self._files)
         self._records = 0
-        self._shapes: dict[str, int] = {}
+        self.tally = Tally()
 
     def add(self, chunk: Chunk) -> None:
         """Write a chunk behind those before it."""
@@ -203,16 +206,16 @@ class StoreWriter:
         if renumbered:
             rows["file"] = np.array(renumbered, np.int32)[rows["file"]]
         self._refusals += [[number, renumbered[file], *rest] for number, file, *rest in chunk.refusals]
-        for shape, count in chunk.shapes.items():
-            self._shapes[shape] = self._shapes.get(shape, 0) + count
+        self.tally.add(chunk.tally)
         self._rows.append(rows)
         self._records += chunk.records
 
-    def finish(self, available: int) -> None:
+    def finish(self, available: int, bounds: Sequence[tuple[int, int]] = ()) -> None:
         """Write what stands behind the samples.
 
         Args:
-            available: records in the source, whether they were chosen or not.
+            available: records that were read, whether they were chosen or not.
+            bounds: of each source, as `strop.data.mixture.Mixture.bounds` has it.
         """
         self._write(bytes(-self.at % 8))
         rows_at = self.at
@@ -221,7 +224,10 @@ class StoreWriter:
         tail = {
             "available": available,
             "records": self._records,
-            "shapes": self._shapes,
+            "bounds": list(bounds),
+            "shapes": self.tally.shapes,
+            "ambiguous": self.tally.ambiguous,
+            "unread": self.tally.unread,
             # The data's own files go by the names that they have when the store is read.
             "files": [None] * self._given + list(self._files)[self._given :],
             "refusals": self._refusals,
@@ -255,7 +261,8 @@ class Store:
         rows: `ROW` [S], read-only: the samples, in reading order.
         records: records that were chosen and read: samples and refusals.
         available: records in the source.
-        shapes: how many records have which shape.
+        tally: what was counted while reading: shapes, ambiguous, unread.
+        bounds: of each source, as `strop.data.mixture.Mixture.bounds` has it.
         files: the files that places name, by their number in the rows.
         refusals: the refused records, with their numbers, in reading order.
     """
@@ -274,7 +281,8 @@ class Store:
         self.files: list[str] = names
         self.records: int = tail["records"]
         self.available: int = tail["available"]
-        self.shapes: dict[str, int] = tail["shapes"]
+        self.tally = Tally(Counter(tail["shapes"]), Counter(tail["ambiguous"]), Counter(tail["unread"]))
+        self.bounds: list[tuple[int, int]] = [(available, end) for available, end in tail["bounds"]]
         self.refusals = [
             (number, Refusal(_read_place(names[file], place), *words))
             for number, file, place, *words in tail["refusals"]
