@@ -48,8 +48,8 @@ def encoder(chatml: Tokenizer) -> Encoder:
 
 @pytest.fixture(autouse=True)
 def start_soon_and_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are started behind two batches, and nothing is encoded here while they start."""
-    monkeypatch.setattr(workers, "SERIAL_BATCHES", 2)
+    """Workers are started behind the second batch, and nothing is encoded here while they start."""
+    monkeypatch.setattr(workers, "SERIAL_BYTES", 5000)
     serve_one = workers._Pool.__init__
 
     def waiting(self: Any, *given: Any) -> None:

@@ -95,16 +95,21 @@ class _NotOneWordError(Exception):
 
 def words_of(backend: tokenizers.Tokenizer) -> Words | None:
     """What encodes texts word by word; None for a tokenizer of which it is not known that this is the same."""
-    if backend.pre_tokenizer is None:
+    plain = isinstance(backend.model, tokenizers.models.BPE) and not backend.model.dropout
+    added = backend.get_added_tokens_decoder().values()
+    if not plain or any(
+        one.lstrip or one.rstrip or one.single_word or one.normalized or not one.content for one in added
+    ):
         return None
-    written = json.loads(backend.to_str())
-    model, normalizer = written["model"], written["normalizer"]
-    plain = model.get("type") == "BPE" and not model.get("dropout") and normalizer in (None, {"type": "NFC"})
-    flags = ("lstrip", "rstrip", "single_word", "normalized")
-    if not plain or any(token[flag] or not token["content"] for token in written["added_tokens"] for flag in flags):
+    if backend.pre_tokenizer is None or _written(backend.normalizer) not in (None, {"type": "NFC"}):
         return None
-    expression = _expression(written["pre_tokenizer"])
+    expression = _expression(_written(backend.pre_tokenizer))
     return Words(backend, re.compile(expression, re.ASCII)) if expression else None
+
+
+def _written(part: Any) -> Any:
+    """A part of a tokenizer as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _expression(pre_tokenizer: dict[str, Any]) -> str | None:

@@ -35,8 +35,8 @@ from strop.data.store import Chunk
 
 Batch = Sequence[tuple[int, Record]]
 
-SERIAL_BATCHES = 4
-"""So many batches are encoded here before workers are started: about 0.6 s of work."""
+SERIAL_BYTES = 3 << 20
+"""So much is encoded here before workers are started: as chunks take it up, and about half a second of work."""
 
 _MOST_WORKERS = 8
 """Reading takes a tenth of encoding's time, and is done in one process."""
@@ -57,9 +57,12 @@ def encode_all(encoder: Encoder, batches: Iterable[Batch], workers: int | None =
     """
     wanted = min(_processors(), _MOST_WORKERS) if workers is None else workers
     rest = iter(batches)
-    for number, batch in enumerate(rest, start=1):
-        yield encoder.encode(batch)
-        if number >= SERIAL_BATCHES and wanted > (1 if workers is None else 0):
+    made = 0
+    for batch in rest:
+        chunk = encoder.encode(batch)
+        made += len(chunk.body)
+        yield chunk
+        if made >= SERIAL_BYTES and wanted > (1 if workers is None else 0):
             break
     yield from _encode_in_workers(encoder, rest, wanted)
 
