@@ -24,8 +24,8 @@ from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import Encoded, encode_conversations
 from strop.errors import TemplateError
 
-RECORDS = 1024
-"""Records encoded at once: enough to keep all processors busy, little enough to show progress."""
+RECORDS = 256
+"""Records encoded at once: enough to keep workers busy, little enough to share the work out and to show progress."""
 
 
 class EncodingSettings(Protocol):

@@ -202,7 +202,7 @@ _OF_DICTS = frozenset(dir(dict))
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, quicker where a template says ``message.role``.
 
-    Jinja asks an object for the attribute, then for the item. A dict has no attribute of such a name, so the item it is.
+    Jinja asks an object for the attribute, then for the item. A dict has no attribute of such a name: the item it is.
     """
 
     def getattr(self, obj: Any, attribute: str) -> Any:
