@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -132,3 +133,12 @@ def test_code_points_are_those_of_the_texts(texts: Sequence[str]) -> None:
     for text, start, length in zip(texts, characters.starts, characters.lengths, strict=True):
         assert [chr(code) for code in characters.codes[start : start + length]] == [*text, "\n"]
     assert np.array_equal(np.bincount(characters.owner, minlength=len(texts)), characters.lengths)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "piece", ["\u200b", "\r", "<s>", "$", "Ã©", "浣犲ソ", "13812947756 ", "\\boxed{", "eyJ", "1.1."]
+)
+def test_a_long_text_of_one_piece_takes_no_time_that_grows_with_its_square(piece: str) -> None:
+    text = (piece * 150_000)[:150_000]
+    fix([Conversation((Message("user", text), Message("assistant", text)), Place("a.jsonl", line=1))])
