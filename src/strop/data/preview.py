@@ -152,7 +152,7 @@ def documents(pack: Pack, tokenizer: Tokenizer) -> list[Document]:
     for number, (start, end) in enumerate(bounds):
         learned = np.zeros(end - start, np.bool_)
         learned[1:] = pack.targets_T[start : end - 1] != NO_TARGET
-        weights: Weights | None = getattr(pack, "weights_T", None)
+        weights: Weights | None = pack.weights_T
         if weights is not None:
             weights = np.insert(weights[start : end - 1], 0, 0)
         text = runs(pieces(tokenizer, pack.tokens_T[start:end], learned, weights))
