@@ -233,7 +233,7 @@ def test_a_process_of_its_own_leaves_with_the_same_code_and_words(tiny: Tiny, tm
         assert list(json.loads(done.stdout)) == PARTS
     else:
         assert done.stdout == ""
-        assert "error: none.jsonl does not exist\n  expected: a .json file" in done.stderr
+        assert "error: none.jsonl does not exist\n  expected: a .json, .jsonl" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.data import cache, examples
-from strop.data.cache import cache_key
+from strop.data import cache, encoding, examples, mixture
+from strop.data.cache import key_of
 from strop.data.examples import Dataset, prepare
-from strop.data.records import Conversation, Message, Place
+from strop.data.mixture import Source
+from strop.data.reading import Reading
+from strop.data.records import Conversation, Place
 from strop.data.tokenizer import Tokenizer
 from strop.recipe.schema import DataSection
 from tiny_tokenizers import CHATML, write_folder
@@ -26,20 +28,20 @@ Prepare = Callable[..., Dataset]
 
 @pytest.fixture(autouse=True)
 def keep_small_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "LEAST_CHARACTERS", 1)
+    monkeypatch.setattr(examples, "LEAST_BYTES", 1)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many conversations each call encodes."""
     counts: list[int] = []
-    encode = examples.encode_conversations
+    encode = encoding.encode_conversations
 
     def counted(tokenizer: Tokenizer, conversations: list[Conversation], learn: Any) -> list[Any]:
         counts.append(len(conversations))
         return encode(tokenizer, conversations, learn)
 
-    monkeypatch.setattr(examples, "encode_conversations", counted)
+    monkeypatch.setattr(encoding, "encode_conversations", counted)
     return counts
 
 
@@ -85,10 +87,19 @@ def kept(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{cache.SUFFIX}"))
 
 
+@pytest.mark.parametrize("in_memory", [0, 1 << 20])
 @pytest.mark.parametrize("overlong", ["refuse", "cut_prompt", "cut_end"])
 def test_what_is_kept_is_what_was_encoded(
-    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int], overlong: str
+    tmp_path: Path,
+    rows: str,
+    chatml: Tokenizer,
+    encoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    overlong: str,
+    in_memory: int,
 ) -> None:
+    """Mapped as well as read."""
+    monkeypatch.setattr(cache, "_IN_MEMORY", in_memory)
     other = write(tmp_path / "other.jsonl", [{"question": "new?", "answer": "y"}, {"question": "n", "answer": ""}])
     for section in ({}, {"eval": other, "system": "Add."}):
         anew = data(chatml, rows, None, overlong=overlong, **section)
@@ -99,6 +110,7 @@ def test_what_is_kept_is_what_was_encoded(
         equal(anew, first)
         equal(anew, again)
     assert len(anew.refused) > 0
+    # Two of the first file, with and without the system prompt, and one of the other; held out or not is no matter.
     assert len(kept(tmp_path / "kept")) == 3
 
 
@@ -115,23 +127,52 @@ def test_a_data_set_of_refusals_and_one_of_none(tmp_path: Path, rows: str, chatm
     assert len(kept(tmp_path)) == 2
 
 
-def test_the_same_rows_elsewhere_are_not_encoded_again(
+def test_the_same_file_elsewhere_is_not_encoded_again(
     tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int]
 ) -> None:
-    """Places and ids are those of the files that are read, not of those that were."""
+    """Places are those of the files that are read, not of those that were."""
     data(chatml, rows, tmp_path / "kept")
-    moved = tmp_path / "moved.json"
-    moved.write_text(json.dumps([{"question": "", "answer": "refused"}, *ROWS]), "utf-8")
+    moved = tmp_path / "moved" / "rows.jsonl"
+    moved.parent.mkdir()
+    moved.write_bytes(Path(rows).read_bytes())
     encoded.clear()
     dataset = data(chatml, str(moved), tmp_path / "kept")
     assert encoded == []
     equal(data(chatml, str(moved), None), dataset)
-    assert dataset.refused[-1].place == Place(str(moved), item=12)
+    assert dataset.refused[-1].place == Place(str(moved), line=11)
+    assert dataset.learned[0].place.file == str(moved)
 
 
-def conversation(*contents: str) -> Conversation:
-    roles = ("user", "assistant") * len(contents)
-    return Conversation(tuple(map(Message, roles, contents)), Place("f"))
+def test_a_change_that_keeps_size_and_times_is_seen(
+    tmp_path: Path, rows: str, chatml: Tokenizer, encoded: list[int]
+) -> None:
+    file = Path(rows)
+    before = data(chatml, rows, tmp_path / "kept")
+    status = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"What is 3", b"What is 4"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    after = data(chatml, rows, tmp_path / "kept")
+    assert len(encoded) == 2
+    assert after.fingerprint != before.fingerprint
+    equal(data(chatml, rows, None), after)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(
+    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = mixture.read_records
+
+    def changing(path: str) -> Any:
+        for number, record in enumerate(read(path)):
+            yield record
+            if number == 5:
+                with Path(rows).open("a") as file:
+                    file.write('{"question": "late?", "answer": "yes"}\n')
+
+    monkeypatch.setattr(mixture, "read_records", changing)
+    data(chatml, rows, tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def changed_tokenizers(folder: Path) -> Iterable[Tokenizer]:
@@ -151,33 +192,59 @@ def changed_tokenizers(folder: Path) -> Iterable[Tokenizer]:
 def test_whatever_decides_the_tokens_decides_the_key(
     tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = [conversation("q", "a"), conversation("r", "b")]
-    keys = [cache_key(chatml, one, 100, "refuse")]
-    keys += [cache_key(chatml, one, *limits) for limits in ((101, "refuse"), (None, "refuse"), (100, "cut_end"))]
-    others = (
-        one[::-1],
-        one[:1],
-        [*one, one[0]],
-        [conversation("q", "a", "r", "b")],
-        [conversation("qa", ""), one[1]],
-        [conversation("q", "a "), one[1]],
-        [conversation("q", "\ud800"), one[1]],
-        [Conversation((Message("system", "q"), *one[0].messages[1:]), Place("f")), one[1]],
-    )
-    keys += [cache_key(chatml, other, 100, "refuse") for other in others]
-    keys += [cache_key(tokenizer, one, 100, "refuse") for tokenizer in changed_tokenizers(tmp_path)]
-    for value in ("tokenizers.__version__", "jinja2.__version__", "sys.version"):
+    section = DataSection(train="t", eval=0.1).model_dump()
+
+    def key(
+        tokenizer: Tokenizer = chatml,
+        longest: int | None = 9,
+        seed: int | None = None,
+        content: bytes = b"c",
+        **fields: Any,
+    ):
+        return key_of({**section, **fields}, tokenizer, longest, seed, content)
+
+    plain = key()
+    keys = [plain, key(longest=10), key(longest=None), key(content=b"d")]
+    keys += [key(**{name: "another"}) for name in sorted(set(section) - {"train", "eval"})]
+    keys += [key(a_field_to_come=1), key(rows=5), key(seed=0), key(seed=1), key(system="\ud800")]
+    keys += [key(tokenizer) for tokenizer in changed_tokenizers(tmp_path)]
+    for value in ("tokenizers.__version__", "jinja2.__version__", "np.__version__", "sys.version"):
         with monkeypatch.context() as patched:
             patched.setattr(f"strop.data.cache.{value}", "another")
-            keys.append(cache_key(chatml, one, 100, "refuse"))
+            keys.append(key())
     with monkeypatch.context() as patched:
         patched.setattr(cache, "_code", lambda: b"another")
-        keys.append(cache_key(chatml, one, 100, "refuse"))
+        keys.append(key())
     assert None not in keys
     assert len(set(keys)) == len(keys)
-    # Places do not: the file may move.
-    moved = [Conversation(part.messages, Place("g", 3)) for part in one]
-    assert cache_key(chatml, moved, 100, "refuse") == keys[0]
+    # Where the files lie and what is held out decide no tokens.
+    assert key(train="elsewhere", eval=5) == plain
+
+
+def test_content_is_bytes_names_below_the_source_and_amounts(tmp_path: Path) -> None:
+    contents = []
+    for folder, files in (
+        ("a", {"x.json": "1", "y.json": "2"}),
+        ("b", {"x.json": "1", "y.json": "2"}),
+        ("c", {"x.json": "1", "z.json": "2"}),
+        ("d", {"x.json": "1", "y.json": "3"}),
+        ("e", {"x.json": "1", "sub/y.json": "2"}),
+    ):
+        for name, text in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        contents.append(Reading(str(tmp_path / folder), None, 0).content())
+    assert contents[0] == contents[1]
+    assert len(set(contents)) == 4
+    folder = str(tmp_path / "a")
+    amounts = [Reading(train, None, 0) for train in (folder + "*2", folder + "*0.5", folder + "#1", (folder, folder))]
+    assert len({contents[0], *(reading.content() for reading in amounts)}) == 5
+    assert [reading.is_chosen_from for reading in amounts] == [False, True, True, False]
+    assert Reading(folder, 1, 0).is_chosen_from
+    as_it_stands = Reading(Source(folder), None, 0)
+    (tmp_path / "a" / "y.json").unlink()
+    assert as_it_stands.content() is None
 
 
 def test_a_tokenizer_that_is_read_again_is_the_same(
@@ -188,11 +255,12 @@ def test_a_tokenizer_that_is_read_again_is_the_same(
     assert len(encoded) == 1
 
 
-def test_little_text_is_not_kept(chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = [conversation("question", "answer")]
-    for least, is_kept in ((14, True), (15, False)):
-        monkeypatch.setattr(cache, "LEAST_CHARACTERS", least)
-        assert (cache_key(chatml, one, 100, "refuse") is not None) == is_kept
+def test_little_data_is_not_kept(tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Path(rows).stat().st_size
+    for least, is_kept in ((size + 1, False), (size, True)):
+        monkeypatch.setattr(examples, "LEAST_BYTES", least)
+        data(chatml, rows, tmp_path / "kept")
+        assert (tmp_path / "kept").exists() == is_kept
 
 
 def test_without_its_source_nothing_is_kept(
@@ -251,7 +319,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_no_error(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for function in ("tempfile.mkstemp", "os.utime", "Path.replace", "Path.unlink", "Path.iterdir"):
+    for function in ("tempfile.mkstemp", "os.utime", "os.fsync", "Path.replace", "Path.unlink", "Path.iterdir"):
         with monkeypatch.context() as patched:
             patched.setattr(f"strop.data.cache.{function}", full)
             for _ in range(2):
@@ -266,6 +334,36 @@ def test_a_write_that_fails_leaves_nothing(
 
     monkeypatch.setattr("strop.data.cache.Path.replace", full)
     data(chatml, rows, tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [0, 1, 300, 1000])
+def test_a_folder_that_fills_up_costs_the_keeping_and_nothing_else(
+    tmp_path: Path, rows: str, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    anew = data(chatml, rows, None)
+    monkeypatch.setattr(encoding, "RECORDS", 2)
+    monkeypatch.setattr(examples.batches, "__defaults__", (2,))
+    real = os.fdopen
+
+    class Full:
+        """A file on a disk with so much room: it takes a part of what is written, then nothing."""
+
+        def __init__(self, file: Any) -> None:
+            self._file, self._left = file, room
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, content: bytes) -> int:
+            if not self._left:
+                raise OSError(28, "No space left on device")
+            taken = self._file.write(content[: self._left])
+            self._left -= taken
+            return int(taken)
+
+    monkeypatch.setattr("strop.data.cache.os.fdopen", lambda *given, **named: Full(real(*given, **named)))
+    equal(anew, data(chatml, rows, tmp_path / "kept"))
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -315,7 +413,9 @@ def test_progress_counts_what_is_kept(tmp_path: Path, rows: str, chatml: Tokeniz
     for _ in range(2):
         seen: list[tuple[int, int]] = []
         prepare(section, chatml, seed=0, cache=tmp_path, progress=lambda *report, seen=seen: seen.append(report))
-        assert seen == [(1, 12), (12, 12)]
+        assert [done for done, _ in seen] == [12, 12]
+        assert seen[0][1] > 12
+        assert seen[-1] == (12, 12)
 
 
 def test_lengths(rows: str, chatml: Tokenizer) -> None:

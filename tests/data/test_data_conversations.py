@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from strop.data.conversations import find_shape, read_conversation
+from strop.data.conversations import RowReader
 from strop.data.records import Conversation, Place, Record, Refusal
 from strop.errors import DataError, UsageError
 
@@ -16,7 +16,14 @@ def record(values: dict[str, Any], line: int = 1) -> Record:
 
 
 def read(values: dict[str, Any], columns: str | None = None, system: str | None = None) -> Conversation | Refusal:
-    return read_conversation(record(values), find_shape([record(values)], columns), system)
+    return RowReader(columns, system).read(record(values))
+
+
+def check(rows: list[Record], columns: str | None = None) -> None:
+    reader = RowReader(columns)
+    for row in rows:
+        assert isinstance(reader.read(row), Refusal)
+    reader.check()
 
 
 def turns(values: dict[str, Any], columns: str | None = None, system: str | None = None) -> list[tuple[str, str]]:
@@ -68,14 +75,58 @@ def test_the_map_names_the_columns() -> None:
     assert turns(values, "answer: hint") == [("user", "a"), ("assistant", "h")]
 
 
-def test_the_shape_that_fits_most_rows_holds_for_all() -> None:
-    rows = [record({"input": "q", "output": "a"})] + [record({"problem": "q", "solution": "a"})] * 2
-    shape = find_shape(rows)
-    assert shape.columns == ("problem", "solution")
-    refusal = read_conversation(rows[0], shape)
+def test_mixed_shapes_are_separated_and_named() -> None:
+    reader = RowReader()
+    rows = [
+        {"input": "q", "output": "a"},
+        {"problem": "q", "solution": "a"},
+        {"hint": "h"},
+        {"input": "q", "output": "a"},
+    ]
+    readings = [reader.read(record(values, line)) for line, values in enumerate(rows, 1)]
+    assert reader.shapes == {"input + output": 2, "problem + solution": 1}
+    refusal = readings[2]
     assert isinstance(refusal, Refusal)
-    assert "'problem' is missing" in refusal.reason
-    assert refusal.found == "columns input, output"
+    assert refusal.reason == "the columns are of no known shape"
+    assert (refusal.found, refusal.excerpt, str(refusal.place)) == ("columns hint", "hint: h", "rows.jsonl:3")
+    reader.check()
+
+
+def test_of_two_shapes_the_earlier_is_taken_and_the_row_counted() -> None:
+    reader = RowReader()
+    both = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "prompt": "x"}
+    assert isinstance(reader.read(record({**both, "completion": "y"})), Conversation)
+    assert isinstance(reader.read(record(both)), Conversation)
+    assert reader.shapes == {"messages": 2}
+    assert reader.tally.ambiguous == {"messages, not prompt + completion": 1}
+    assert reader.tally.unread == {"prompt": 2, "completion": 1}
+
+
+def test_what_several_readers_counted_is_put_together() -> None:
+    """Rows are read in several processes; the data set is one."""
+    import pickle
+
+    one, two = RowReader("question:answer"), RowReader("question:answer")
+    one.read(record({"question": "q"}, 1))
+    two.read(record({"question": "q", "answers": "a"}, 2))
+    one.tally.add(pickle.loads(pickle.dumps(two.tally)))
+    with pytest.raises(DataError, match=r"rows.jsonl:1: there is no column 'answer'"):
+        one.check()
+    three = RowReader("question:answer")
+    three.read(record({"question": "q", "answer": "a", "hint": "h"}, 3))
+    one.tally.add(three.tally)
+    one.check()
+    assert one.shapes == {"question + answer": 1}
+    assert one.tally.unread == {"hint": 1}
+
+
+def test_a_column_without_values_is_no_column() -> None:
+    """Tables give every row all columns."""
+    reader = RowReader()
+    reader.read(record({"messages": None, "prompt": "q", "completion": "a", "source": None}))
+    assert reader.shapes == {"prompt + completion": 1}
+    assert not reader.tally.ambiguous
+    assert not reader.tally.unread
 
 
 OWN = {
@@ -110,7 +161,7 @@ def message_row(*roles: str) -> dict[str, Any]:
         ({"messages": [{"content": "q"}]}, "a turn is neither"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "'content' is not a text",
+            "a part of 'content' is an image",
         ),
         (message_row("user"), "no assistant turn"),
         (message_row("system", "user"), "no assistant turn"),
@@ -119,7 +170,8 @@ def message_row(*roles: str) -> dict[str, Any]:
         (message_row("user", "user", "assistant"), "do not alternate"),
         (message_row("user", "system", "assistant"), "do not alternate"),
         (message_row("system", "system", "user", "assistant"), "do not alternate"),
-        (message_row("user", "tool", "assistant"), "the role 'tool' is not known"),
+        (message_row("user", "tool", "assistant"), "do not alternate"),
+        (message_row("user", "nurse", "assistant"), "the role 'nurse' is not known"),
         ({"messages": [{"role": 7, "content": "q"}]}, "the role 7 is not known"),
         ({"instruction": "q", "input": ["x", 1], "output": "a"}, "'input' is not a text"),
     ],
@@ -135,7 +187,7 @@ def test_a_row_that_gives_no_conversation_is_refused(values: dict[str, Any], rea
 def test_a_column_that_no_row_has_is_named_with_the_nearest() -> None:
     rows = [record({"Question": "q", "answer": "a"}, line) for line in (4, 5)]
     with pytest.raises(DataError) as caught:
-        find_shape(rows, "question:answer")
+        check(rows, "question:answer")
     message = str(caught.value)
     for word in (
         "rows.jsonl:4",
@@ -150,18 +202,35 @@ def test_a_column_that_no_row_has_is_named_with_the_nearest() -> None:
 def test_columns_that_never_stand_together_are_named() -> None:
     rows = [record({"question": "q"}, 1), record({"answer": "a"}, 2)]
     with pytest.raises(DataError, match=r"rows.jsonl:1: there is no column 'answer'"):
-        find_shape(rows, "question:answer")
+        check(rows, "question:answer")
 
 
 def test_columns_of_no_known_shape_are_named() -> None:
     with pytest.raises(DataError) as caught:
-        find_shape([record({"problems": "q", "text": "a"})])
+        check([record({"problems": "q", "words": "a"})])
     message = str(caught.value)
-    for word in ("rows.jsonl:1", "problems, text", "is 'problems' meant to be 'problem'", "--data.map"):
+    for word in ("rows.jsonl:1", "problems, words", "is 'problems' meant to be 'problem'", "--data.map"):
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("user=q,asistant=a", "did you mean assistant=a?"),
+        ("user=q", "user and assistant, with system"),
+        ("user=q,assistant=", "parts such as user=question"),
+        ("user=q,user=r,assistant=a", "one column for user"),
+        ("text=t,system=s", "or text"),
+        ("messages=m,user=q", "or messages"),
+    ],
+)
+def test_a_map_of_parts_has_what_a_conversation_needs(columns: str, said: str) -> None:
+    with pytest.raises(UsageError, match=r"data\.map") as caught:
+        RowReader(columns)
+    assert said in caught.value.expected + caught.value.do
 
 
 @pytest.mark.parametrize("columns", ["question", "question:", ":answer", ""])
 def test_a_map_that_is_no_map_is_a_wrong_recipe(columns: str) -> None:
     with pytest.raises(UsageError, match=r"data\.map"):
-        find_shape([record({"question": "q"})], columns)
+        RowReader(columns)

@@ -84,8 +84,8 @@ def test_a_folder_may_mix_json_and_jsonl(tmp_path: Path) -> None:
         ("a.json", "[]", ["holds no rows"]),
         ("a.jsonl", "", ["holds no rows"]),
         ("a.jsonl", "\n\n", ["holds no rows"]),
-        ("a.csv", "q,a\n", [".csv", ".json file, a .jsonl file"]),
-        ("a.parquet", "PAR1", [".parquet"]),
+        ("a.csv", "q,a\n", ["a.csv holds no rows"]),
+        ("a.xlsx", "PK", ["a .xlsx file", "a .json, .jsonl, .csv"]),
         ("data", "{}", ["without an ending"]),
     ],
 )
@@ -100,8 +100,8 @@ def test_a_file_that_cannot_be_read_says_where_and_why(
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert "does not exist" in str(fault(tmp_path / "none.jsonl"))
     assert "an empty folder" in str(fault(tmp_path))
-    write(tmp_path / "table.csv", "")
-    assert "only .csv" in str(fault(tmp_path))
+    write(tmp_path / "table.xlsx", "")
+    assert "only .xlsx" in str(fault(tmp_path))
 
 
 def test_rows_before_a_broken_line_are_not_swallowed(tmp_path: Path) -> None:

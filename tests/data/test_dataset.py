@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from strop.data.examples import Dataset, prepare
 from strop.data.records import Example, Message, Place, Record
-from strop.data.split import choose_rows, held_out_count, hold_out
+from strop.data.split import choose_rows, content_key, held_out_count, hold_out
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.errors import DataError, TemplateError, UsageError
@@ -116,17 +116,34 @@ def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path, chatml: 
     seed=st.integers(0, 2**63 - 1),
 )
 def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, seed: int) -> None:
-    examples = [
-        Example(np.array([n, 1], np.int32), np.array([False, True]), number, Place("f", number))
-        for number, n in enumerate(copies)
-    ]
-    count = held_out_count(share, len(examples))
-    ids = hold_out(examples, count, seed)
-    assert len(ids) <= count < len(examples)
+    keys = [content_key(seed, np.array([n, 1], np.int32)) for n in copies]
+    contents = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
+    count = held_out_count(share, len(copies))
+    chosen = hold_out(contents, np.arange(len(copies)), count)
+    ids = set(np.flatnonzero(chosen).tolist())
+    assert len(ids) <= count < len(copies)
     held = {copies[number] for number in ids}
     assert held.isdisjoint(copies[number] for number in range(len(copies)) if number not in ids)
     if len(set(copies)) == len(copies):
         assert len(ids) == count
+    elsewhere = np.random.default_rng(0).permutation(len(copies))
+    assert (hold_out(contents[elsewhere], np.arange(len(copies)), count) == chosen[elsewhere]).all()
+
+
+@settings(max_examples=60)
+@given(
+    records=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=20),
+)
+def test_the_samples_of_a_record_stay_together(records: list[list[int]]) -> None:
+    contents = np.array([[n, n + 1] for record in records for n in record], np.uint64)
+    numbers = np.repeat(np.arange(len(records)) * 3, [len(record) for record in records])
+    count = len(contents) // 2
+    chosen = hold_out(contents, numbers, count)
+    assert chosen.sum() <= count
+    sides = {}
+    for number, record in enumerate(records):
+        (side,) = set(chosen[numbers == 3 * number].tolist())
+        assert sides.setdefault(tuple(record), side) == side
 
 
 def test_how_many_are_held_out() -> None:
@@ -145,7 +162,7 @@ def test_rows_are_chosen_by_content_and_seed() -> None:
     assert chosen == sorted(chosen)
     assert {49 - number for number in choose_rows(records[::-1], 10, 3)} == set(chosen)
     assert chosen != choose_rows(records, 10, 4)
-    assert choose_rows(records, None, 3) == choose_rows(records, 99, 3) == list(range(50))
+    assert choose_rows(iter(records), 99, 3) == list(range(50))
 
 
 def test_a_held_out_file_of_its_own(tmp_path: Path, chatml: Tokenizer) -> None:
@@ -277,13 +294,13 @@ def test_a_sample_without_its_stop_token_stops_the_run(
     tmp_path: Path, chatml: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By construction there is none; should the construction break, the last check must hold."""
-    from strop.data import examples
+    from strop.data import encoding
     from strop.data.tokens import Encoded
 
     def shorten(tokenizer: Tokenizer, conversation: object, encoded: Encoded, *_: object) -> Encoded:
         return Encoded(encoded.tokens, encoded.learned & (encoded.tokens != 2))
 
-    monkeypatch.setattr(examples, "fit", shorten)
+    monkeypatch.setattr(encoding, "fit", shorten)
     with pytest.raises(TemplateError, match=r"a.jsonl:1: an answer would be learned without its stop token"):
         data(chatml, write(tmp_path / "a.jsonl", sums(3)), eval=0)
 
@@ -304,4 +321,6 @@ def test_progress_ends_at_the_total(tmp_path: Path, chatml: Tokenizer) -> None:
     seen: list[tuple[int, int]] = []
     section = DataSection(train=write(tmp_path / "a.jsonl", sums(5)), eval=write(tmp_path / "b.jsonl", sums(9)[6:]))
     prepare(section, chatml, seed=0, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(5, 8), (8, 8)]
+    assert [done for done, _ in seen] == [5, 8, 8]
+    assert all(done < total for done, total in seen[:-1])
+    assert seen[-1] == (8, 8)

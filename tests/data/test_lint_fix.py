@@ -194,14 +194,14 @@ def test_what_is_written_holds_everything(tmp_path: Path) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    from strop.data.conversations import find_shape, read_conversation
+    from strop.data.conversations import RowReader
     from strop.data.sources import read_records
 
     before = [sample("First.\n\u2028Second, 中文。", line=1), sample("Third.", "什么？", line=2)]
     path = tmp_path / "clean.jsonl"
     write_fixed(path, before)
     records = list(read_records(path))
-    after = [read_conversation(record, find_shape(records)) for record in records]
+    after = [RowReader().read(record) for record in records]
     assert [one.messages for one in after if isinstance(one, Conversation)] == [one.messages for one in before]
 
 

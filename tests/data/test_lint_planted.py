@@ -8,7 +8,7 @@ import data_lint
 import numpy as np
 import pytest
 
-from strop.data.conversations import find_shape, read_conversation
+from strop.data.conversations import RowReader
 from strop.data.lint import fix, lint
 from strop.data.lint.characters import Characters, plain
 from strop.data.lint.check import examine
@@ -75,9 +75,8 @@ def test_gsm8k_has_one_zero_width_blank_and_no_other_fault() -> None:
 
 
 def _read(path: Path) -> list[Conversation]:
-    records = list(read_records(path))
-    shape = find_shape(records, "question:answer")
-    return [one for record in records if isinstance(one := read_conversation(record, shape), Conversation)]
+    reader = RowReader("question:answer")
+    return [one for record in read_records(path) if isinstance(one := reader.read(record), Conversation)]
 
 
 def test_sketches_estimate_the_jaccard_similarity_of_the_grams(planted: data_lint.Planted) -> None:

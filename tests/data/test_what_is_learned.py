@@ -205,16 +205,6 @@ def test_a_control_token_that_a_border_cuts_stays_text(chatml: Tokenizer) -> Non
     assert learned(chatml, encoded) == answer + "<|im_end|>"
 
 
-def test_weights_change_the_fingerprint(chatml: Tokenizer) -> None:
-    from strop.data.examples import _fingerprint
-    from strop.data.records import Example
-
-    tokens, taught, _ = encode_conversation(chatml, talk(user("a"), bot("b")))
-    plain = Example(tokens, taught, 0, PLACE)
-    heavy = replace(plain, weights=taught.astype(np.float32) * 2)
-    assert len({_fingerprint([plain]), _fingerprint([heavy])}) == 2
-
-
 # ── reasoning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 REASONED = bot("<think>\nSix and one.\n</think>\n\nSeven.")

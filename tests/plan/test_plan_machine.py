@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from planner_cases import NOTHING, spec
 
+from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
 from strop.plan import timing
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe

@@ -5,7 +5,7 @@ from strop.recipe.fields import REQUIRED
 
 FROZEN = [
     ("model", "text", REQUIRED),
-    ("data.train", "text", REQUIRED),
+    ("data.train", "text, or a list of texts", REQUIRED),
     ("data.eval", "a number of 0 or more, or text", 0.02),
     ("data.map", "text, or none", None),
     ("data.system", "text, or none", None),
@@ -14,6 +14,7 @@ FROZEN = [
     ("data.overlong", "one of refuse, cut_prompt, cut_end", "refuse"),
     ("data.learn", "one of answers, last, all", "answers"),
     ("data.thinking", "one of keep, drop, or none", None),
+    ("data.refuse_limit", "a number from 0 to 1", 0.05),
     ("adapter.rank", "an integer from 1 to 1024", 16),
     ("adapter.alpha", "a number above 0", 32.0),
     ("adapter.dropout", "a number from 0 and below 1", 0.0),

@@ -270,3 +270,42 @@ def test_nothing_heavy_is_imported():
         code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([("data.train", "a.jsonl")], "a.jsonl"),
+        ([("data.train", "a.jsonl, b.jsonl*2")], ("a.jsonl", "b.jsonl*2")),
+        ([("data.train", "a.jsonl"), ("data.train", "b.jsonl#10")], ("a.jsonl", "b.jsonl#10")),
+        ([("data.train", "[a.jsonl, 'b,c.jsonl']")], ("a.jsonl", "b,c.jsonl")),
+        ([("data.train", "[a.jsonl]")], "a.jsonl"),
+    ],
+)
+def test_several_sources_are_a_list_commas_or_a_flag_repeated(overrides, expected):
+    assert resolve(model="m", overrides=overrides).recipe.data.train == expected
+
+
+def test_a_file_with_a_comma_in_its_name_is_one_source(tmp_path, monkeypatch):
+    (tmp_path / "a,b.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    assert resolve(model="m", data="a,b.jsonl").recipe.data.train == "a,b.jsonl"
+
+
+def test_sources_in_a_file_are_beside_it_amounts_and_globs_included(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes" / "data").mkdir(parents=True)
+    (tmp_path / "recipes" / "data" / "a.jsonl").touch()
+    (tmp_path / "recipes" / "r.yaml").write_text(
+        "model: m\ndata: {train: ['data/a.jsonl*2', 'data/*.jsonl', 'none.jsonl#5', 'hf:owner/name']}\n"
+    )
+    resolved = resolve("recipes/r.yaml")
+    expected = ("recipes/data/a.jsonl*2", "recipes/data/*.jsonl", "none.jsonl#5", "hf:owner/name")
+    assert tuple(Path(source).as_posix() for source in resolved.recipe.data.train) == expected
+    assert from_yaml(resolved.to_yaml()).recipe == resolved.recipe
+
+
+@pytest.mark.parametrize("train", ["[]", "['']", "{path: a.jsonl, weight: 2}", "'a.jsonl,,b.jsonl'"])
+def test_what_is_no_source_is_refused(train):
+    with pytest.raises(UsageError, match=r"data\.train"):
+        from_yaml(f"model: m\ndata: {{train: {train}}}\n")

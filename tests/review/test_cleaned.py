@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,9 +45,9 @@ def write_lines(target: Path, conversations: Iterable[Conversation]) -> int:
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS.clear()
-    room = types.SimpleNamespace(fix=drop_sevens, write_fixed=write_lines, lint=lambda *_, **__: [])
-    for module in (findings, fix):
-        monkeypatch.setattr(module, "part", lambda name: room if name == "lint" else None)
+    monkeypatch.setattr(findings, "lint", lambda *_, **__: [])
+    monkeypatch.setattr(fix, "fix", drop_sevens)
+    monkeypatch.setattr(fix, "write_fixed", write_lines)
 
 
 def questions(file: Path) -> list[str]:

@@ -42,7 +42,7 @@ def plan(
 
     Args:
         model: a model folder, a .gguf file, the name smollm2-135m-instruct, or a recipe (RECIPE.yaml).
-        data: what to learn from: a .json or .jsonl file, or a folder of them.
+        data: what to learn from: a file, a folder or glob of files, or an id on a hub; several with commas between.
         model_flag: the model, in place of the one that the recipe names.
         memory: the most memory that the run may take, such as 8GB (default: a share of what is free).
         html: a file to write the same to, as a web page.
@@ -70,7 +70,7 @@ def plan(
     with TerminalListener(error_console()) as listener:
         choice = plan_run(resolved, budget_bytes=budget, plan_overrides=levers, listener=listener)
     command = train_command([part for part in (model, data) if part is not None], model_flag, overrides, memory)
-    subject = {"model": resolved.recipe.model, "data": resolved.recipe.data.train}
+    subject = {"model": resolved.recipe.model, "data": resolved.recipe.data.named}
     if html is not None:
         from strop.plan.page import write_plan
 

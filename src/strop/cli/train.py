@@ -32,7 +32,7 @@ def train(
 
     Args:
         model: a model folder, a .gguf file, the name smollm2-135m-instruct, or a recipe (RECIPE.yaml).
-        data: what to learn from: a .json or .jsonl file, or a folder of them.
+        data: what to learn from: a file, a folder or glob of files, or an id on a hub; several with commas between.
         model_flag: the model, in place of the one that the recipe names.
         memory: the most memory that the run may take, such as 8GB (default: a share of what is free).
         run: the run's folder (default: runs/DATE-MODEL-DATA).

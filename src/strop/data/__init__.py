@@ -8,19 +8,31 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
       ──order──▶ the samples of step k ──packing──▶ Packs (tokens, targets, positions, document starts)
 
     records     the types that flow, each with the place in a file that it came from
-    sources     json and jsonl files and folders of them, read with line numbers
-    conversations   the shapes that rows come in, found by looking
+    sources     files, folders, globs and hub ids, read with line numbers
+    sources_stream, sources_json, sources_tables, sources_hub   each kind of them; naming: what files' names say
+    hub_huggingface, hub_modelscope, hub_store   the hubs, and what is kept of their answers
+    mixture     several sources, with weights or counts
+    conversations   rows to conversations, one by one
+    shapes, columns, turns, content   what columns mean, found by looking or named by the recipe; turns; what they say
     template    the chat template, rendered in a sandbox
     segments    which text of a rendered conversation is learned, which only read, and how much it weighs
     masks, thinking   text that spells control tokens; reasoning in answers
     tokenizer   a model folder's tokenizer, special tokens and stop tokens
     tokens      segments to tokens: one function for training, chat and evaluation
+    reading     the records of a data set with their numbers, and what its files hold
+    words       tokens of whole words, remembered: what makes encoding fast
+    encoding    records to chunks of encoded samples
+    workers     the same in several processes
+    store       encoded samples as one file, mapped into memory
+    samples     a store's samples as a sequence, and arrays of what all are like
+    marks       what is noticed about every sample while it is encoded
     examples    all of it for a whole file, every record accounted for
+    accounting  what is refused, counted, and when it is too much
     overlong, split   what happens to samples that are too long; which samples are held out
     order       randomness without a state: the samples of step k follow from the seed and k
     packing     samples to packs, never split and never padded
     prefixes    beginnings that samples share, computed once a pack
-    cache       encoded samples, kept between commands
+    cache       stores, kept between commands
     checks      refusals that save a run
     preview     what is learned, for the eye, token by token
     counts, lengths   a data set counted: by source and reason, by length and limit

@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import NamedTuple
 
 import numpy as np
 
 from strop.data.findings import Finding, Instance, Severity
+from strop.data.marks import DOUBLED, ENDLESS, NOTHING, OPENED, PADDED, STOPS, UNLEARNED, marks, normal, said
 from strop.data.records import Example, Message, Place
+from strop.data.samples import files_of, places_in
 from strop.data.segments import Learn
 from strop.data.thinking import answers_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_conversation, encode_prompt
 from strop.errors import DataError, TemplateError
 
-_CHUNK = 2048
 _INSTANCES = 5
 _PROMPTS = 16
 """Samples whose prompt is asked for once more: 20 ms."""
@@ -127,18 +126,6 @@ def check_template(tokenizer: Tokenizer) -> list[Finding]:
     return findings
 
 
-class _Seen(NamedTuple):
-    """What one pass over the samples counted: for each kind the samples' numbers."""
-
-    nothing: list[int]
-    endless: list[int]
-    padded: list[int]
-    doubled: list[int]
-    opened: list[int]
-    unlearned: list[int]
-    stops: int
-
-
 def check_samples(
     examples: Sequence[Example], tokenizer: Tokenizer, *, learn: Learn = "answers", cut_end: bool = False
 ) -> list[Finding]:
@@ -150,17 +137,17 @@ def check_samples(
         learn: the recipe's ``data.learn``.
         cut_end: whether the recipe allows that answers lose their ends.
     """
-    seen = _look(examples, tokenizer, learn)
+    marks_S = marks(examples, tokenizer, learn)
     stops = " or ".join(tokenizer.stop_tokens)
     bos = tokenizer.template.tokens.get("bos_token", "BOS")
     pad = tokenizer.template.tokens.get("pad_token", "padding")
-    no_end: Severity = "warn" if cut_end and seen.stops else "stop"
-    kinds: list[tuple[str, Severity, list[int], str, str]] = [
-        ("nothing-learned", "stop", seen.nothing, "nothing of it would be learned", "drop it, or raise max_tokens"),
+    no_end: Severity = "warn" if cut_end and (marks_S & STOPS).any() else "stop"
+    kinds: list[tuple[str, Severity, int, str, str]] = [
+        ("nothing-learned", "stop", NOTHING, "nothing of it would be learned", "drop it, or raise max_tokens"),
         (
             "answers-cut" if no_end == "warn" else "no-learned-stop",
             no_end,
-            seen.endless,
+            ENDLESS,
             "an answer is cut at data.max_tokens, its stop token with it"
             if no_end == "warn"
             else "an answer would be learned without its stop token",
@@ -171,45 +158,41 @@ def check_samples(
         (
             "pad-as-stop",
             "stop",
-            seen.padded,
+            PADDED,
             f"answers end in {pad}, which is the padding token and not the model's end",
             "let the template end the assistant's turn in {{ eos_token }}, or name another pad_token",
         ),
         (
             "double-bos",
             "stop",
-            seen.doubled,
+            DOUBLED,
             f"{bos} stands twice in a row: the template writes what something else writes as well",
             "take one of the two out of the template",
         ),
         (
             "bos-learned",
             "stop",
-            seen.opened,
+            OPENED,
             f"{bos}, which begins texts, would be learned as a part of answers",
             "take it out of what the template writes behind or before an answer",
         ),
         (
             "answers-only-read",
             "warn",
-            seen.unlearned,
-            f"{len(seen.unlearned)} samples have answers that are read and not learned, since the template rewrites "
-            "earlier turns",
+            UNLEARNED,
+            f"{np.count_nonzero(marks_S & UNLEARNED)} samples have answers that are read and not learned, since the "
+            "template rewrites earlier turns",
             "to learn them too, give a row for each answer, with the turns before it",
         ),
     ]
-    return [
-        Finding(
-            kind,
-            severity,
-            what,
-            do,
-            len(numbers),
-            tuple(Instance(examples[n].place, _end(examples[n], tokenizer, pad)) for n in numbers[:_INSTANCES]),
-        )
-        for kind, severity, numbers, what, do in kinds
-        if numbers
-    ]
+    findings = []
+    for kind, severity, mark, what, do in kinds:
+        numbers = np.flatnonzero(marks_S & mark).tolist()
+        if numbers:
+            shown = [examples[number] for number in numbers[:_INSTANCES]]
+            instances = tuple(Instance(example.place, _end(example, tokenizer, pad)) for example in shown)
+            findings.append(Finding(kind, severity, what, do, len(numbers), instances))
+    return findings
 
 
 def check_prompts(
@@ -241,12 +224,11 @@ def check_prompts(
 
 def check_places(examples: Sequence[Example]) -> list[Finding]:
     """Look whether the samples to learn come from folders of training and of test data."""
-    files = {example.place.file for example in examples}
+    files = files_of(examples)
     test = sorted(file for file in files if _parts(file) & _TEST and not _parts(file) & _TRAINING)
     if not test or not any(_parts(file) & _TRAINING for file in files):
         return []
-    chosen = set(test)
-    places = [example.place for example in examples if example.place.file in chosen]
+    places = places_in(examples, set(test))
     return [
         Finding(
             "test-in-training",
@@ -261,13 +243,15 @@ def check_places(examples: Sequence[Example]) -> list[Finding]:
 
 def check_questions(questions: Sequence[str], examples: Sequence[Example]) -> list[Finding]:
     """Look whether the questions that a run is watched by (``watch.ask``) are among those that it learns."""
-    asked = {_normal(question): question for question in questions}
+    asked = {normal(question): question for question in questions}
+    if not asked:
+        return []
     found = [
         Instance(example.place, asked[key][:80])
         for example in examples
-        if asked and example.conversation
+        if example.conversation
         for message in example.conversation.messages
-        if message.role == "user" and (key := _normal(message.content)) in asked
+        if message.role == "user" and (key := normal(message.content)) in asked
     ]
     if not found:
         return []
@@ -279,69 +263,6 @@ def leaks(learned: Sequence[Example], held_out: Sequence[Example]) -> set[int]:
     """The ids of samples to learn that are held out as well, but for spaces, case and forms of characters."""
     known = {_content(example) for example in held_out}
     return {example.id for example in learned if _content(example) in known} if known else set()
-
-
-def _look(examples: Sequence[Example], tokenizer: Tokenizer, learn: Learn) -> _Seen:
-    """One pass over all tokens."""
-    seen = _Seen([], [], [], [], [], [], 0)
-    stops = 0
-    stop_ids = np.array(sorted(tokenizer.stop_ids), np.int32)
-    bos = tokenizer.bos if tokenizer.bos not in tokenizer.stop_ids else None
-    pad = tokenizer.backend.token_to_id(tokenizer.template.tokens.get("pad_token", ""))
-    for start, tokens_T, learned_T, sample_T in _chunks(examples):
-        follows_T = np.append(sample_T[1:] == sample_T[:-1], False)
-        last_T = learned_T & ~(np.append(learned_T[1:], False) & follows_T)
-        ends_T = np.isin(tokens_T, stop_ids)
-        stops += int((learned_T & ends_T).sum())
-        count = int(sample_T[-1]) + 1
-        runs_S = np.bincount(sample_T[last_T], minlength=count)
-        seen.nothing.extend((start + np.flatnonzero(runs_S == 0)).tolist())
-        if learn == "all":
-            without_S = np.bincount(sample_T[learned_T & ends_T], minlength=count) == 0
-            endless = np.flatnonzero(without_S & (runs_S > 0))
-        else:
-            endless = np.unique(sample_T[last_T & ~ends_T])
-        seen.endless.extend(number for number in (start + endless).tolist() if not _weighted(examples[number]))
-        if pad is not None and pad != tokenizer.eos:
-            seen.padded.extend((start + np.unique(sample_T[last_T & ends_T & (tokens_T == pad)])).tolist())
-        if bos is not None:
-            bos_T = tokens_T == bos
-            twice_T = bos_T & np.append(bos_T[1:], False) & follows_T
-            seen.doubled.extend((start + np.unique(sample_T[twice_T])).tolist())
-            if learn != "all":
-                seen.opened.extend((start + np.unique(sample_T[bos_T & learned_T])).tolist())
-        if learn == "answers":
-            runs = runs_S.tolist()
-            seen.unlearned.extend(
-                start + number for number in range(count) if _answers(examples[start + number]) > runs[number]
-            )
-    return seen._replace(stops=stops)
-
-
-def _chunks(examples: Sequence[Example]) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Some samples at a time, end to end: number of the first, tokens, learned, each token's sample in the chunk."""
-    for start in range(0, len(examples), _CHUNK):
-        part = examples[start : start + _CHUNK]
-        yield (
-            start,
-            np.concatenate([example.tokens for example in part]),
-            np.concatenate([example.learned for example in part]),
-            np.repeat(np.arange(len(part)), [len(example) for example in part]),
-        )
-
-
-def _weighted(example: Example) -> bool:
-    """Whether the row itself says what of its answers is learned, and so may leave out their ends."""
-    conversation = example.conversation
-    return conversation is not None and any(m.weight is not None or m.spans for m in conversation.messages)
-
-
-def _answers(example: Example) -> int:
-    """Answers that a sample would have its learner learn."""
-    conversation = example.conversation
-    if conversation is None or len(conversation.messages) < 4:
-        return 0
-    return sum(m.role == "assistant" and m.weight is None and not m.spans for m in conversation.messages)
 
 
 def _end(example: Example, tokenizer: Tokenizer, pad: str) -> str:
@@ -366,14 +287,6 @@ def _parts(file: str) -> set[str]:
 
 def _content(example: Example) -> bytes:
     """What a sample says, as a digest."""
-    conversation = example.conversation
-    if conversation is None:
+    if example.conversation is None:
         return hashlib.blake2b(example.tokens.tobytes(), digest_size=16).digest()
-    texts = [conversation.text or "", *(f"{message.role}\0{message.content}" for message in conversation.messages)]
-    joined = "\1".join(map(_normal, texts))
-    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _normal(text: str) -> str:
-    """Text but for spaces, case and forms of characters."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+    return said(example.conversation)

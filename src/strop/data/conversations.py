@@ -1,289 +1,224 @@
-"""Rows to conversations: what the columns mean, found by looking.
+"""Rows to conversations: what the columns mean, found by looking, row by row.
 
-    messages / conversations / conversation   a list of turns: {role, content}, {from, value} or XTuner's
-                                              {system?, input, output}; a content may be a list of text parts
-    instruction + output                      a non-empty input is appended to the instruction after a blank line;
-                                              here and above, a column system is the row's own system prompt
-    input + output, problem + solution, question + answer, prompt + completion
-
-One shape holds for a whole data set: the one that fits most rows, the earlier in the list where that is even. The
-recipe's ``map`` (``question:answer``) names two other columns and switches the looking off.
+    Record ──shapes (or the recipe's map)──▶ turns, tools, or a plain text ──grammar──▶ Conversation or Refusal
 
 - The recipe's system prompt wins over a row's own, an empty one removes it; without one the row's own is used.
-- What comes out is always system? (user assistant)+, and contents are the row's characters, untouched.
+- What comes out is system? (user assistant)+, with tools' turns between (`strop.data.turns`), or a plain text. Contents
+  are the row's characters, untouched.
 - A row that does not give that is a `Refusal`. In particular a conversation that ends in a user turn is refused and
   not shortened: whether the last question should have had an answer only the data's owner can know.
 - Numbers are accepted as their text: many data sets have answers such as 72.
+- Shapes are counted by name (`RowReader.shapes`); so are rows that two shapes would fit, and columns that nobody reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from strop.data.records import Conversation, Message, Record, Refusal, Role
-from strop.data.sources import json_kind
-from strop.errors import DataError, UsageError
+from strop.data.columns import (
+    columns_of,
+    cure_of_unknown,
+    half_of_a_shape,
+    mapped_shape,
+    missing_columns,
+    nearest,
+    unknown_columns,
+)
+from strop.data.content import RowRefused
+from strop.data.records import Conversation, Message, Record, Refusal
+from strop.data.shapes import Draft, Shape, find, refuse_other_kinds
+from strop.data.turns import check_turns
 
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-"""What rows call the speakers, and what they are."""
-
-
-class _RowRefused(Exception):
-    """A row gives no conversation; carries the refusal's words."""
-
-    def __init__(self, reason: str, cure: str, found: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.cure, self.found = reason, cure, found
+_EXCERPT = 160
+_EXCERPT_OF_COLUMN = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What the columns of a data set mean.
+@dataclass(slots=True)
+class Tally:
+    """What reading rows has counted; small, can be sent between processes and put together.
 
-    Args:
-        columns: the columns that a row must have.
-        read: a row's values to its messages, unchecked; raises `_RowRefused`.
+    Attributes:
+        shapes: name of a shape → rows that were read so.
+        ambiguous: "one shape, not another" → rows that both would fit; the earlier of `strop.data.shapes` was taken.
+        unread: column → rows that have a value in it which nothing read.
+        known: whether a row has had the columns of a shape.
+        seen: until then, columns of the map that some row has had.
+        first: the first row's columns and place.
+        first_without: the first row without a column of the map, by column.
     """
 
-    columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[Message]]
+    shapes: Counter[str] = field(default_factory=Counter)
+    ambiguous: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    known: bool = False
+    seen: set[str] = field(default_factory=set)
+    first: Record | None = None
+    first_without: dict[str, Record] = field(default_factory=dict)
 
-    def fits(self, values: Mapping[str, Any]) -> bool:
-        """Whether a row has the columns."""
-        return all(column in values for column in self.columns)
+    def add(self, later: Tally) -> None:
+        """Put what was counted over later rows to what was counted before."""
+        self.shapes += later.shapes
+        self.ambiguous += later.ambiguous
+        self.unread += later.unread
+        self.known = self.known or later.known
+        self.seen |= later.seen
+        self.first = self.first or later.first
+        self.first_without = {**later.first_without, **self.first_without}
 
 
-def find_shape(records: Sequence[Record], columns: str | None = None) -> Shape:
-    """Find what the columns of a data set mean.
+class RowReader:
+    """Reads rows one by one; needs to see no other row to read one.
 
     Args:
-        records: all rows, at least one.
-        columns: the recipe's ``map``, as ``question:answer``; None to look.
+        columns: the recipe's ``map``; None to find the shape of each row by looking.
+        system: the recipe's system prompt: replaces the rows' own; "" removes them; None keeps them.
+
+    Attributes:
+        tally: what was counted; where rows are read in several places, put together by `Tally.add`.
 
     Raises:
-        UsageError: the map is not two column names with a colon between them.
-        DataError: no row has the columns; with the place of a row, its columns and the nearest names.
+        UsageError: the map is no map.
     """
-    if columns is not None:
-        question, colon, answer = (part.strip() for part in columns.partition(":"))
-        if not (question and colon and answer):
-            raise UsageError(
-                f"data.map is {columns!r}",
-                expected="the column to read and the column to learn, as question:answer",
-                do="for example --data.map problem:solution",
-            )
-        shape = _pair(question, answer)
-        if not any(shape.fits(record.values) for record in records):
-            raise _missing_columns(records, shape)
-        return shape
-    fitting = [sum(shape.fits(record.values) for record in records) for shape in SHAPES]
-    best = max(fitting)
-    if best == 0:
-        raise _unknown_columns(records)
-    return SHAPES[fitting.index(best)]
 
+    def __init__(self, columns: str | None = None, system: str | None = None) -> None:
+        self._mapped = mapped_shape(columns) if columns is not None else None
+        self._system = system
+        self.tally = Tally()
 
-def read_conversation(record: Record, shape: Shape, system: str | None = None) -> Conversation | Refusal:
-    """Read one row.
+    @property
+    def shapes(self) -> Counter[str]:
+        """Name of a shape → rows that were read so."""
+        return self.tally.shapes
 
-    Args:
-        record: the row.
-        shape: what its columns mean, from `find_shape`.
-        system: the recipe's system prompt: replaces the row's own; "" removes it; None keeps it.
-    """
-    try:
-        missing = [column for column in shape.columns if column not in record.values]
-        if missing:
-            raise _RowRefused(
-                f"the column {missing[0]!r} is missing",
-                "add it to this row, or drop the row",
-                f"columns {', '.join(record.values) or '(none)'}",
-            )
-        messages = shape.read(record.values)
-        if system is not None:
-            messages = [message for message in messages if message.role != "system"]
-            messages.insert(0, Message("system", system))
-        messages = [message for message in messages if not (message.role == "system" and not message.content)]
-        _check_turns(messages)
-    except _RowRefused as refused:
-        return Refusal(record.place, refused.reason, refused.cure, refused.found)
-    return Conversation(tuple(messages), record.place)
-
-
-def _check_turns(messages: Sequence[Message]) -> None:
-    """Hold a conversation to system? (user assistant)+, with text in every turn."""
-    turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if not any(message.role == "assistant" for message in turns):
-        raise _RowRefused("there is no assistant turn to learn", "add an answer, or drop the row")
-    for number, message in enumerate(turns):
-        expected = "user" if number % 2 == 0 else "assistant"
-        if message.role != expected:
-            raise _RowRefused(
-                "the turns do not alternate between user and assistant",
-                "give a system turn first, if any, then user and assistant in turn",
-                "turns " + ", ".join(message.role for message in messages[:8]),
-            )
-    if turns[-1].role == "user":
-        raise _RowRefused("the last turn is a question without an answer", "add the answer, or remove the question")
-    for message in messages:
-        if not message.content.strip():
-            name = {"user": "question", "assistant": "answer"}.get(message.role, "system prompt")
-            raise _RowRefused(f"the {name} is empty", "fill it, or drop the row")
+    def read(self, record: Record) -> Conversation | Refusal:
+        """Read one row: a conversation, or the refusal that says why it is none."""
         try:
-            message.content.encode("utf-8")
-        except UnicodeEncodeError:
-            raise _RowRefused(
-                "the text holds half of a surrogate pair, which is not a character",
-                "repair the \\ud8xx escape in the row",
-            ) from None
+            shape, draft = self._draft(record)
+            messages = self._with_system(draft)
+            if draft.text is None:
+                check_turns(messages)
+        except RowRefused as refused:
+            return Refusal(record.place, refused.reason, refused.cure, refused.found, excerpt(record.values))
+        name = shape.name
+        if self._mapped is None and shape.columns == ("text",):
+            name = "text (plain)" if draft.text is not None else "text (### Human, ### Assistant)"
+        self.tally.shapes[name] += 1
+        used = {*shape.columns, *shape.beside}
+        for column, value in record.values.items():
+            if column not in used and value not in (None, "", []):
+                self.tally.unread[column] += 1
+        return Conversation(tuple(messages), record.place, draft.tools, draft.text)
 
+    def check(self) -> None:
+        """Hold what was read to having had the columns of a shape at least once.
 
-def _pair(question: str, answer: str) -> Shape:
-    """Two columns: one is read, one is learned."""
+        Raises:
+            DataError: rows were read, and none had the columns; with the place of a row, its columns and the nearest
+                names.
+        """
+        tally = self.tally
+        if tally.known or tally.first is None:
+            return
+        if self._mapped is None:
+            raise unknown_columns(tally.first)
+        columns = self._mapped.columns
+        wrong = next((column for column in columns if column not in tally.seen), columns[-1])
+        raise missing_columns(self._mapped, wrong, tally.first_without.get(wrong, tally.first))
 
-    def read(values: Mapping[str, Any]) -> list[Message]:
-        asked, answered = _text(values[question], question), _text(values[answer], answer)
-        return [Message("user", asked), Message("assistant", answered)]
+    def _draft(self, record: Record) -> tuple[Shape, Draft]:
+        values = record.values
+        if self.tally.first is None:
+            self.tally.first = _columns_alone(record)
+        if self._mapped is not None:
+            self._check_mapped(self._mapped, record)
+            return self._mapped, self._mapped.read(values)
+        try:
+            refuse_other_kinds(values)
+        except RowRefused:
+            self.tally.known = True
+            raise
+        found = find(values)
+        if found is None:
+            raise _unknown(values)
+        self.tally.known = True
+        shape, other = found
+        if other is not None:
+            self.tally.ambiguous[f"{shape.name}, not {other.name}"] += 1
+        return shape, shape.read(values)
 
-    return Shape((question, answer), read)
-
-
-def _read_instruction(values: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's shape: an instruction, what it is applied to (often nothing), and the answer."""
-    asked = _text(values["instruction"], "instruction")
-    given = values.get("input")
-    if given is not None and (given := _text(given, "input")).strip():
-        asked = f"{asked}\n\n{given}"
-    return [*_row_system(values), Message("user", asked), Message("assistant", _text(values["output"], "output"))]
-
-
-def _row_system(values: Mapping[str, Any]) -> list[Message]:
-    """The column ``system`` that alpaca's shape and lists of turns may have beside them."""
-    value = values.get("system")
-    return [] if value is None else [Message("system", _text(value, "system"))]
-
-
-def _turns(column: str) -> Shape:
-    """One column that holds a list of turns."""
-
-    def read(values: Mapping[str, Any]) -> list[Message]:
-        turns = values[column]
-        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            raise _RowRefused(
-                f"{column!r} is not a list of turns",
-                'give a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
-                json_kind(turns),
+    def _check_mapped(self, shape: Shape, record: Record) -> None:
+        missing = [column for column in shape.columns if column not in record.values]
+        tally = self.tally
+        if not tally.known:
+            tally.seen.update(column for column in shape.columns if column not in missing)
+            for column in missing:
+                tally.first_without.setdefault(column, _columns_alone(record))
+        if missing:
+            near = nearest(missing[0], record.values)
+            raise RowRefused(
+                f"the column {missing[0]!r} is missing",
+                (f"is {near!r} meant? " if near else "") + "add it to this row, or drop the row",
+                columns_of(record.values),
             )
-        messages = [message for number, turn in enumerate(turns) for message in _read_turn(turn, first=number == 0)]
-        return messages if messages and messages[0].role == "system" else [*_row_system(values), *messages]
+        tally.known = True
 
-    return Shape((column,), read)
+    def _with_system(self, draft: Draft) -> list[Message]:
+        """The turns with the system prompt that holds; empty ones are none."""
+        messages = draft.messages
+        if self._system is not None and draft.text is None:
+            messages = [message for message in messages if message.role != "system"]
+            messages.insert(0, Message("system", self._system))
+        return [message for message in messages if not (message.role == "system" and not message.content)]
 
 
-def _read_turn(turn: Mapping[str, Any], *, first: bool) -> list[Message]:
-    for speaker, words in (("role", "content"), ("from", "value")):
-        if speaker in turn and words in turn:
-            role = ROLES.get(turn[speaker]) if isinstance(turn[speaker], str) else None
-            if role is None:
-                raise _RowRefused(
-                    f"the role {turn[speaker]!r} is not known",
-                    f"use {', '.join(dict.fromkeys(ROLES.values()))}; calls of tools are not learned",
-                )
-            return [Message(role, _text(turn[words], words))]
-    if "input" in turn and "output" in turn:
-        messages = [
-            Message("user", _text(turn["input"], "input")),
-            Message("assistant", _text(turn["output"], "output")),
-        ]
-        # Later turns repeat the system prompt or leave it out; the first turn's is the conversation's.
-        if first and turn.get("system") is not None:
-            messages.insert(0, Message("system", _text(turn["system"], "system")))
-        return messages
-    raise _RowRefused(
-        "a turn is neither {role, content} nor {from, value} nor {input, output}",
-        "name the turn's parts in one of these ways",
-        f"a turn with {', '.join(turn) or 'nothing'}",
+def _columns_alone(record: Record) -> Record:
+    return Record(dict.fromkeys(record.values), record.place)
+
+
+def _unknown(values: Mapping[str, Any]) -> RowRefused:
+    """What to say of a row that no shape fits."""
+    half = half_of_a_shape(values)
+    if half is None:
+        return RowRefused("the columns are of no known shape", cure_of_unknown(values), columns_of(values))
+    column, beside = half
+    return RowRefused(
+        f"{column!r} has nothing to learn or to ask beside it",
+        f"add a column {' or '.join(map(repr, beside))}, drop the row, or name the columns with --data.map",
+        columns_of(values),
     )
 
 
-def _text(value: Any, column: str) -> str:
-    """A column's value as text: texts as they are, numbers as written, text parts joined."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list) and value:
-        parts = [_part(part) for part in value]
-        if None not in parts:
-            return "".join(part for part in parts if part is not None)
-    raise _RowRefused(f"{column!r} is not a text", "give a text, or drop the row", json_kind(value))
-
-
-def _part(part: Any) -> str | None:
-    """One part of a content in parts: a text, or {"type": "text", "text": …}; None for images and the like."""
-    if isinstance(part, dict) and part.get("type", "text") == "text":
-        part = part.get("text")
-    return part if isinstance(part, str) else None
-
-
-SHAPES: tuple[Shape, ...] = (
-    _turns("messages"),
-    _turns("conversations"),
-    _turns("conversation"),
-    Shape(("instruction", "output"), _read_instruction),
-    _pair("input", "output"),
-    _pair("problem", "solution"),
-    _pair("question", "answer"),
-    _pair("prompt", "completion"),
-)
-"""The shapes that are found by looking, the first first."""
-
-
-def _missing_columns(records: Sequence[Record], shape: Shape) -> DataError:
-    """No row has the columns that the recipe's map names."""
-    for column in shape.columns:
-        having = [record for record in records if column in record.values]
-        if not having:
-            wrong, record = column, records[0]
+def excerpt(values: Mapping[str, Any]) -> str:
+    """The beginning of a row's columns, short enough for a list of refusals."""
+    pieces, length = [], 0
+    for column, value in values.items():
+        text = (
+            value if isinstance(value, str) else repr(value) if not isinstance(value, list | dict) else _opened(value)
+        )
+        piece = f"{column}: {' '.join(text[: _EXCERPT_OF_COLUMN * 2].split())[:_EXCERPT_OF_COLUMN]}"
+        pieces.append(piece)
+        length += len(piece)
+        if length > _EXCERPT:
             break
-    else:
-        wrong, record = shape.columns[1], next(record for record in records if shape.columns[0] in record.values)
-    near = _nearest(wrong, record.values)
-    hint = f"did you mean {near!r}? " if near else ""
-    return DataError(
-        f"{record.place}: there is no column {wrong!r}",
-        expected=f"the columns {' and '.join(map(repr, shape.columns))}, as data.map says",
-        found=f"columns {', '.join(record.values) or '(none)'}",
-        do=hint + "name the two columns with --data.map question:answer",
-    )
+    text = " · ".join(pieces).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
 
 
-def _unknown_columns(records: Sequence[Record]) -> DataError:
-    """No row has columns of a known shape."""
-    record = records[0]
-    known = dict.fromkeys(column for shape in SHAPES for column in shape.columns)
-    near = [(column, close) for column in known if (close := _nearest(column, record.values))]
-    hint = f"is {near[0][1]!r} meant to be {near[0][0]!r}? " if near else ""
-    return DataError(
-        f"{record.place}: the columns are of no known shape",
-        expected="; ".join(" and ".join(shape.columns) for shape in SHAPES),
-        found=f"columns {', '.join(record.values) or '(none)'}",
-        do=hint + "name the column to read and the column to learn with --data.map question:answer",
-    )
+def excerpt_of(conversation: Conversation) -> str:
+    """The same of a row that has been read."""
+    if conversation.text is not None:
+        return excerpt({"text": conversation.text})
+    return excerpt({message.role: message.content for message in conversation.messages[:3]})
 
 
-def _nearest(name: str, columns: Mapping[str, Any]) -> str | None:
-    """The column whose name is nearest to a wanted one, if any is near."""
-    from rapidfuzz import fuzz, process, utils
-
-    match = process.extractOne(name, list(columns), scorer=fuzz.ratio, processor=utils.default_process, score_cutoff=60)
-    return match[0] if match else None
+def _opened(value: Any) -> str:
+    """The beginning of a list or an object; a whole one may be as long as a book."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key}: {str(item)[:40] if not isinstance(item, list | dict) else '…'}"
+            for key, item in [*value.items()][:4]
+        )
+    return "; ".join(_opened(item) if isinstance(item, dict) else str(item)[:40] for item in value[:2])

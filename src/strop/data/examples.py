@@ -1,66 +1,61 @@
 """A whole data set, from its file to the samples that are learned and those that are held out.
 
-    read ─▶ rows ─▶ conversations ─▶ tokens ─▶ fit max_tokens ─▶ hold out ─▶ Dataset
-                                  └─ or kept from last time ─┘
+    read ─▶ rows ─▶ conversations ─▶ tokens ─▶ fit max_tokens ─▶ store ─▶ hold out ─▶ Dataset
+                                        kept from last time ─────┘
 
-Nothing is dropped in silence: every record that is read ends as a learned sample, a held-out sample or a refusal with
+Nothing is dropped in silence: every record that is read ends as learned samples, held-out samples or a refusal with
 its reason and place, and the three sum to what was read. Nothing starts that could not end well: a data set in which
 nothing would be learned, or an answer would be learned without its stop token, raises instead.
+
+Records are read as they are needed and samples lie in a file (`strop.data.store`), so that neither has to fit into
+memory; who needs the numbers of all samples takes them from arrays (`strop.data.samples`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from strop.data.cache import cache_key, read_samples, write_samples
-from strop.data.checks import check_places, check_prompts, check_samples, check_template, leaks, raise_stops
-from strop.data.conversations import find_shape, read_conversation
+from strop.data.cache import LEAST_BYTES, Kept, key_of
+from strop.data.checks import check_places, check_prompts, check_samples, check_template, raise_stops
+from strop.data.conversations import excerpt_of
+from strop.data.encoding import Encoder, EncodingSettings, batches
 from strop.data.findings import Finding
-from strop.data.overlong import Overlong, fit
-from strop.data.records import Conversation, Example, Record, Refusal
-from strop.data.segments import Learn
-from strop.data.sources import read_records
-from strop.data.split import choose_rows, held_out_count, hold_out
-from strop.data.thinking import Thinking, answers_thinking, settle_thinking
+from strop.data.marks import THINKS
+from strop.data.mixture import Source, SourceAccount, account
+from strop.data.reading import Reading
+from strop.data.records import Refusal
+from strop.data.samples import Joined, Samples
+from strop.data.split import held_out_count, hold_out
+from strop.data.store import Store
 from strop.data.tokenizer import Tokenizer
-from strop.data.tokens import Encoded, encode_conversations
-from strop.errors import DataError, TemplateError
+from strop.data.workers import encode_all
+from strop.errors import DataError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 Progress = Callable[[int, int], None]
-"""Called with the records done so far and all there are to do."""
-
-_BATCH = 1024
-"""Conversations encoded at once: enough to keep all processors busy, little enough to show progress."""
+"""Called with the records done so far and all there are to do, which is a guess until the last call."""
 
 
-class DataSettings(Protocol):
+class DataSettings(EncodingSettings, Protocol):
     """The part of a recipe that `prepare` reads; the recipe's section ``data`` is one."""
 
     @property
-    def train(self) -> str:
-        """File or folder to learn from."""
+    def train(self) -> str | tuple[str, ...]:
+        """What to learn from: one source or several (`strop.data.mixture`)."""
 
     @property
     def eval(self) -> float | str:
         """Held out: a share below 1, a count from 1, a file or folder, or 0."""
-
-    @property
-    def map(self) -> str | None:
-        """The two columns, as question:answer; None to find them by looking."""
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt; None for the rows' own."""
 
     @property
     def rows(self) -> int | None:
@@ -70,17 +65,8 @@ class DataSettings(Protocol):
     def max_tokens(self) -> int | None:
         """The longest sample, in tokens; None for the model's context."""
 
-    @property
-    def overlong(self) -> Overlong:
-        """What happens to a longer sample."""
-
-    @property
-    def learn(self) -> Learn:
-        """What of a sample is learned."""
-
-    @property
-    def thinking(self) -> Thinking | None:
-        """What becomes of reasoning in answers; None to keep it."""
+    def model_dump(self) -> dict[str, Any]:
+        """All fields: whatever may decide the tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,21 +74,26 @@ class Dataset:
     """What a run learns from, and an account of every record.
 
     Args:
-        learned: the samples to learn, in reading order.
+        learned: the samples to learn, in reading order; each is made when it is asked for.
         held_out: the samples held out, in reading order.
         refused: records of the data to learn from that are neither.
         read: records of the data to learn from that were used (after ``rows``). It equals
-            learned + refused + held_out, or learned + refused where the held-out samples have a file of their own.
+            learned + refused + held_out, or learned + refused where the held-out samples have a file of their own;
+            a record that gives several samples counts once.
         available: all records in the data to learn from.
         held_out_read: records of the held-out samples' own file: held_out + held_out_refused; 0 without one.
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
         thinking: whether any learned sample's answer reasons, so that chat lets the model reason.
         findings: what was noticed that does not stop a run (`strop.data.checks`).
+        sources: what became of the records of each source that is learned from.
+        shapes: name of a shape of rows → conversations that were read so, held-out file included.
+        ambiguous: "one shape, not another" → rows that both would fit.
+        unread: column → rows with a value in it that nothing read.
     """
 
-    learned: list[Example]
-    held_out: list[Example]
+    learned: Samples
+    held_out: Samples
     refused: list[Refusal]
     read: int
     available: int
@@ -111,11 +102,15 @@ class Dataset:
     fingerprint: str
     thinking: bool = False
     findings: tuple[Finding, ...] = ()
+    sources: tuple[SourceAccount, ...] = ()
+    shapes: Mapping[str, int] = field(default_factory=dict)
+    ambiguous: Mapping[str, int] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def lengths_S(self) -> npt.NDArray[np.int64]:
         """Tokens of each learned sample [S], in the order of ``learned``."""
-        return np.array([len(example) for example in self.learned], np.int64)
+        return self.learned.lengths_S
 
 
 def prepare(
@@ -126,10 +121,11 @@ def prepare(
     context_tokens: int | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
+    workers: int | None = None,
 ) -> Dataset:
     """Read, encode and split a data set.
 
-    The same settings, files, tokenizer and seed give the same data set, bit for bit.
+    The same settings, files, tokenizer and seed give the same data set, bit for bit, however many processes encode it.
 
     Args:
         settings: the recipe's section ``data``.
@@ -138,6 +134,7 @@ def prepare(
         context_tokens: the model's context, the longest sample where the settings name none; None for no limit.
         progress: called now and then while encoding.
         cache: a folder to keep encoded samples in, and to take them from (`strop.data.cache`); None to encode anew.
+        workers: processes that encode large data; None for one on each processor, 0 for none.
 
     Raises:
         DataError: the data cannot be read, or nothing in it can be learned.
@@ -145,157 +142,159 @@ def prepare(
         UsageError: ``map`` or ``eval`` cannot be understood.
     """
     longest = settings.max_tokens if settings.max_tokens is not None else context_tokens
-    records = list(read_records(settings.train))
-    rows = choose_rows(records, settings.rows, seed)
-    other = list(read_records(settings.eval)) if isinstance(settings.eval, str) else []
-    builder = _Builder(settings, tokenizer, longest, progress, len(rows) + len(other), cache)
-    outcomes = builder.build([(number, records[number]) for number in rows])
-    held_out_refused: list[Refusal] = []
+    readings = [Reading(settings.train, settings.rows, seed)]
     if isinstance(settings.eval, str):
-        held_outcomes = builder.build(list(enumerate(other, start=len(records))))
-        held_out, held_out_refused = _sort_out(held_outcomes)
-        if not held_out:
-            raise _nothing_left(settings.eval, "hold out", len(other), held_out_refused)
-        learned, refused = _sort_out(outcomes)
+        readings.append(Reading(Source(settings.eval), None, seed))
+    told = _Told(progress, sum(reading.bytes for reading in readings))
+    builder = _Builder(settings, tokenizer, longest, seed, cache, workers, told)
+    stores = [builder.store(reading, (settings.rows, None)[number]) for number, reading in enumerate(readings)]
+    told.finish()
+    store, own_file = stores[0], stores[1] if len(stores) > 1 else None
+    learned = Samples(store)
+    if own_file is not None:
+        held_out = Samples(own_file, id_offset=store.available)
+        if not len(held_out):
+            raise _nothing_left(readings[1].names, "hold out", own_file)
     else:
-        learned, refused = _sort_out(outcomes)
-        count = held_out_count(settings.eval, len(learned)) if learned else 0
-        ids = hold_out(learned, count, seed)
-        held_out = [example for example in learned if example.id in ids]
-        learned = [example for example in learned if example.id not in ids]
-    learned, leaked = _without_held_out(learned, held_out)
-    refused += leaked
-    if not learned:
-        raise _nothing_left(settings.train, "learn", len(rows), refused)
+        count = held_out_count(settings.eval, len(learned)) if isinstance(settings.eval, float | int) else 0
+        chosen_S = hold_out(learned.contents_S2(seed), learned.records_S, count if len(learned) else 0)
+        learned, held_out = learned.take(~chosen_S), learned.take(chosen_S)
+    learned, also_held_out = _without(learned, held_out)
+    refused = sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])
+    if not len(learned):
+        raise _nothing_left(readings[0].names, "learn", store, [refusal for _, refusal in refused])
     findings = _check(settings, tokenizer, learned, held_out)
+    tallies = [one.tally for one in stores]
     return Dataset(
         learned=learned,
         held_out=held_out,
-        refused=refused,
-        read=len(rows),
-        available=len(records),
-        held_out_read=len(other),
-        held_out_refused=held_out_refused,
+        refused=[refusal for _, refusal in refused],
+        read=store.records,
+        available=store.available,
+        held_out_read=own_file.records if own_file else 0,
+        held_out_refused=[refusal for _, refusal in own_file.refusals] if own_file else [],
         fingerprint=_fingerprint(learned, held_out),
-        thinking=any(example.conversation and answers_thinking(example.conversation) for example in learned),
+        thinking=bool((learned.marks_S & THINKS).any()),
         findings=tuple(findings),
+        sources=account(
+            readings[0].sources,
+            store.bounds,
+            learned=np.unique(learned.records_S),
+            held_out=np.unique(held_out.records_S) if own_file is None else np.empty(0, np.int64),
+            refused=np.array([number for number, _ in refused], np.int64),
+        ),
+        shapes=sum((tally.shapes for tally in tallies), Counter()),
+        ambiguous=sum((tally.ambiguous for tally in tallies), Counter()),
+        unread=sum((tally.unread for tally in tallies), Counter()),
     )
 
 
+class _Told:
+    """Counts what is done over all the sources of a data set, and guesses what there is to do by the bytes of text."""
+
+    def __init__(self, progress: Progress | None, total_bytes: int) -> None:
+        self._progress, self._bytes = progress, total_bytes
+        self._done = self._text = 0
+
+    def add(self, records: int, text: int) -> None:
+        """So many records, made of so many bytes, are done."""
+        self._done += records
+        self._text += text
+        if self._progress is not None:
+            guess = self._done * self._bytes // max(self._text, 1)
+            self._progress(self._done, max(guess, self._done + 1))
+
+    def finish(self) -> None:
+        """All is done."""
+        if self._progress is not None:
+            self._progress(self._done, self._done)
+
+
 class _Builder:
-    """Records to samples, batch by batch; counts what is done over all the sources of a data set."""
+    """Sources to stores."""
 
     def __init__(
         self,
         settings: DataSettings,
         tokenizer: Tokenizer,
         longest: int | None,
-        progress: Progress | None,
-        total: int,
+        seed: int,
         cache: Path | None,
+        workers: int | None,
+        told: _Told,
     ) -> None:
-        self.settings, self.tokenizer, self.longest = settings, tokenizer, longest
-        self.progress, self.done, self.total = progress, 0, total
-        self.cache = cache
+        # Plain values: what workers are sent must not need whatever module the settings come from.
+        self.fields = settings.model_dump()
+        self.tokenizer, self.longest, self.seed = tokenizer, longest, seed
+        self.cache, self.workers, self.told = cache, workers, told
 
-    def build(self, numbered: Sequence[tuple[int, Record]]) -> list[Example | Refusal]:
-        """Encode one source's records, given with their ids: a sample or a refusal for each, in order."""
-        shape = find_shape([record for _, record in numbered], self.settings.map)
-        readings = [read_conversation(record, shape, self.settings.system) for _, record in numbered]
-        readings = [
-            settle_thinking(reading, self.settings.thinking) if isinstance(reading, Conversation) else reading
-            for reading in readings
-        ]
-        conversations = [reading for reading in readings if isinstance(reading, Conversation)]
-        self._report(len(readings) - len(conversations))
-        samples = iter(self._samples(conversations))
-        outcomes: list[Example | Refusal] = []
-        for (number, _), reading in zip(numbered, readings, strict=True):
-            if isinstance(reading, Refusal):
-                outcomes.append(reading)
-                continue
-            sample = next(samples)
-            if isinstance(sample, Encoded):
-                tokens, learned, weights = sample
-                outcomes.append(Example(tokens, learned, number, reading.place, reading, weights))
-            else:
-                outcomes.append(sample)
-        return outcomes
-
-    def _samples(self, conversations: Sequence[Conversation]) -> list[Encoded | Refusal]:
-        """Each conversation's tokens or why it has none, kept from last time where they are."""
-        limits = (self.longest, self.settings.overlong, self.settings.learn)
-        key = cache_key(self.tokenizer, conversations, *limits) if self.cache else None
-        samples = read_samples(self.cache, key, conversations) if self.cache and key else None
-        if samples is not None:
-            self._report(len(samples))
-            return samples
-        samples = []
-        for start in range(0, len(conversations), _BATCH):
-            batch = conversations[start : start + _BATCH]
-            encoded = encode_conversations(self.tokenizer, batch, self.settings.learn)
-            samples += map(self._finish, batch, encoded)
-            self._report(len(batch))
-        if self.cache and key:
-            write_samples(self.cache, key, samples)
-        return samples
-
-    def _finish(self, conversation: Conversation, encoded: Encoded | TemplateError) -> Encoded | Refusal:
-        try:
-            if isinstance(encoded, TemplateError):
-                raise encoded
-            limits = (self.longest, self.settings.overlong, self.settings.learn)
-            fitted = fit(self.tokenizer, conversation, encoded, *limits)
-        except TemplateError as error:
-            return Refusal(conversation.place, error.what, error.do, error.found)
-        if isinstance(fitted, Encoded):
-            for array in fitted:
-                if array is not None:
-                    array.setflags(write=False)
-        return fitted
-
-    def _report(self, done: int) -> None:
-        self.done += done
-        if self.progress is not None and done:
-            self.progress(self.done, self.total)
+    def store(self, reading: Reading, rows: int | None) -> Store:
+        """The samples of what is read, kept from last time where they are."""
+        content = reading.content() if self.cache and reading.bytes >= LEAST_BYTES else None
+        fields = {**self.fields, "rows": rows}
+        seed = self.seed if reading.is_chosen_from else None
+        key = key_of(fields, self.tokenizer, self.longest, seed, content) if content else None
+        kept = Kept(self.cache, key, reading.labels, self.tokenizer.vocabulary_size)
+        store = kept.read()
+        if store is not None:
+            self.told.add(store.records, reading.bytes)
+            return store
+        settings: Any = SimpleNamespace(**self.fields)
+        encoder = Encoder(settings, self.tokenizer, self.longest)
+        with kept.writer() as writing:
+            for chunk in encode_all(encoder, batches(reading), self.workers):
+                writing.add(chunk)
+                self.told.add(chunk.records, int(chunk.rows["text"].sum()))
+            reader = encoder.reader()
+            reader.tally.add(writing.tally)
+            reader.check()
+            # What was read is what the key names only if the files did not change meanwhile.
+            keep = content is not None and reading.content() == content
+            return writing.finish(reading.available, reading.bounds, keep=keep)
 
 
-def _sort_out(outcomes: Sequence[Example | Refusal]) -> tuple[list[Example], list[Refusal]]:
-    examples = [outcome for outcome in outcomes if isinstance(outcome, Example)]
-    return examples, [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[int, Refusal]]]:
+    """What is to be learned without what is held out as well, and refusals with records' numbers.
+
+    The same is what says the same (`strop.data.checks.leaks`): spaces, case and forms of characters do not count.
+    """
+    held = np.ascontiguousarray(held_out.said_S2).view(_BITS_128)
+    twice_S = np.isin(np.ascontiguousarray(learned.said_S2).view(_BITS_128), held).ravel()
+    records_S = learned.records_S
+    refused_R, first_R = np.unique(records_S[twice_S], return_index=True)
+    reason, cure = "it is in the held-out data as well", "drop it from one of the two"
+    refusals = []
+    for number, index in zip(refused_R.tolist(), np.flatnonzero(twice_S)[first_R].tolist(), strict=True):
+        example = learned[index]
+        excerpt = excerpt_of(example.conversation) if example.conversation else ""
+        refusals.append((number, Refusal(example.place, reason, cure, excerpt=excerpt)))
+    return learned.take(~np.isin(records_S, refused_R)), refusals
 
 
-def _without_held_out(learned: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[Example], list[Refusal]]:
-    """Refuse what is to be learned but is held out as well."""
-    ids = leaks(learned, held_out)
-    return [example for example in learned if example.id not in ids], [
-        Refusal(example.place, "it is in the held-out data as well", "drop it from one of the two")
-        for example in learned
-        if example.id in ids
-    ]
+_BITS_128 = np.dtype("V16")
 
 
-def _nothing_left(path: str, purpose: str, read: int, refused: Sequence[Refusal]) -> DataError:
+def _nothing_left(path: str, purpose: str, store: Store, refused: Sequence[Refusal] | None = None) -> DataError:
     """No sample is left; names the three most frequent reasons and the cure of the first."""
+    refused = [refusal for _, refusal in store.refusals] if refused is None else refused
     reasons = Counter(refusal.reason for refusal in refused).most_common(3)
     counted = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     cure = next((refusal.cure for refusal in refused if refusal.reason == reasons[0][0]), "")
     return DataError(
         f"{path}: nothing is left to {purpose}",
         expected="at least one record that can be used",
-        found=f"{read} read, {len(refused)} refused: {counted}",
+        found=f"{store.records} read, {len(refused)} refused: {counted}",
         do=cure or "give more data",
     )
 
 
-def _check(
-    settings: DataSettings, tokenizer: Tokenizer, learned: Sequence[Example], held_out: Sequence[Example]
-) -> list[Finding]:
+def _check(settings: DataSettings, tokenizer: Tokenizer, learned: Samples, held_out: Samples) -> list[Finding]:
     """What is noticed about samples and template; raises what stops a run."""
-    examples, learn = [*learned, *held_out], settings.learn
+    learn, cut_end = settings.learn, settings.overlong == "cut_end"
+    examples = Joined(learned, held_out)
     findings = [
         *check_template(tokenizer),
-        *check_samples(examples, tokenizer, learn=learn, cut_end=settings.overlong == "cut_end"),
+        *check_samples(examples, tokenizer, learn=learn, cut_end=cut_end),
         *check_prompts(examples, tokenizer, learn=learn),
         *check_places(learned),
     ]
@@ -303,15 +302,10 @@ def _check(
     return findings
 
 
-def _fingerprint(*parts: Sequence[Example]) -> str:
-    """SHA-256 over counts, lengths, tokens (int32, little-endian) and learned bits, in order."""
+def _fingerprint(*parts: Samples) -> str:
+    """SHA-256 over the samples of each part, in order: how many, their tokens and what is learned of them."""
     digest = hashlib.sha256()
-    for examples in parts:
-        digest.update(len(examples).to_bytes(8, "little"))
-        for example in examples:
-            digest.update(len(example).to_bytes(8, "little"))
-            digest.update(example.tokens.astype("<i4").tobytes())
-            digest.update(np.packbits(example.learned).tobytes())
-            if example.weights is not None:
-                digest.update(example.weights.astype("<f4").tobytes())
+    for samples in parts:
+        digest.update(len(samples).to_bytes(8, "little"))
+        digest.update(samples.wholes_S2.tobytes())
     return digest.hexdigest()

@@ -96,8 +96,12 @@ def _permutation(seed: int, epoch: int, samples: int) -> npt.NDArray[np.int64]:
 
 def _stream(key: int, count: int) -> npt.NDArray[np.uint64]:
     """Outputs 1 … count of SplitMix64 with a key, as uint64 [count]."""
-    x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(key)
-    x ^= x >> np.uint64(30)
+    return scramble(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(key))
+
+
+def scramble(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """z(x) of many integers: a bijection, so that unequal ones stay unequal."""
+    x = x ^ x >> np.uint64(30)
     x *= np.uint64(_MULTIPLIERS[0])
     x ^= x >> np.uint64(27)
     x *= np.uint64(_MULTIPLIERS[1])

@@ -33,6 +33,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -119,14 +120,27 @@ def pack(examples: Sequence[Example], pack_tokens: int, share_prefixes: bool = F
     """
     prefixes = shared_prefixes(examples, pack_tokens) if share_prefixes else []
     home = {number: index for index, prefix in enumerate(prefixes) for number in prefix.members}
-    packs = _fill([len(example) for example in examples], pack_tokens, prefixes, home)
+    packs = fill([len(example) for example in examples], pack_tokens, prefixes, home)
     return [_lay(examples, sorted(numbers), prefixes, home) for numbers in sorted(packs, key=min)]
 
 
-def _fill(
-    lengths: Sequence[int], pack_tokens: int, prefixes: Sequence[Prefix], home: Mapping[int, int]
+def fill(
+    lengths: Sequence[int],
+    pack_tokens: int,
+    prefixes: Sequence[Prefix] = (),
+    home: Mapping[int, int] = MappingProxyType({}),
 ) -> list[list[int]]:
-    """The samples' numbers of each pack."""
+    """Choose a pack for each sample, as `pack` does.
+
+    Args:
+        lengths: tokens of each sample.
+        pack_tokens: the longest pack.
+        prefixes: the beginnings that samples share.
+        home: of a sample's number, the number of its beginning.
+
+    Returns:
+        The samples' numbers of each pack.
+    """
     rest = [length - (prefixes[home[number]].tokens if number in home else 0) for number, length in enumerate(lengths)]
     # The longest of those that share a beginning brings it along; so it is placed by its whole length.
     bringing = {max(prefix.members, key=lambda number: (lengths[number], -number)) for prefix in prefixes}
@@ -134,6 +148,8 @@ def _fill(
     anywhere = len(prefixes)
     # room[p]: (tokens left, number of the pack), ascending, of the packs that hold prefix p; of all for p = anywhere.
     room: list[list[tuple[int, int]]] = [[] for _ in range(len(prefixes) + 1)]
+    # A pack with less room is full, and leaves the lists: of a million samples they hold thousands and not all packs.
+    least = min(rest, default=0)
     packs: list[list[int]] = []
     held: list[list[int]] = []  # for each pack the lists in `room` that it is in
     for number in sorted(range(len(lengths)), key=lambda number: (-first[number], number)):
@@ -154,8 +170,9 @@ def _fill(
         packs[place].append(number)
         if prefix not in held[place]:
             held[place].append(prefix)
-        for index in held[place]:
-            insort(room[index], (left - cost, place))
+        if left - cost >= least:
+            for index in held[place]:
+                insort(room[index], (left - cost, place))
     return packs
 
 

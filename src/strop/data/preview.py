@@ -22,6 +22,7 @@ import numpy as np
 
 from strop.data.packing import NO_TARGET, Pack
 from strop.data.records import Example
+from strop.data.samples import lengths
 from strop.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def documents(pack: Pack, tokenizer: Tokenizer) -> list[Document]:
     for number, (start, end) in enumerate(bounds):
         learned = np.zeros(end - start, np.bool_)
         learned[1:] = pack.targets_T[start : end - 1] != NO_TARGET
-        weights: Weights | None = getattr(pack, "weights_T", None)
+        weights: Weights | None = pack.weights_T
         if weights is not None:
             weights = np.insert(weights[start : end - 1], 0, 0)
         text = runs(pieces(tokenizer, pack.tokens_T[start:end], learned, weights))
@@ -210,10 +211,7 @@ def length_histogram(examples: Sequence[Example] | npt.NDArray[np.int64], bucket
     Returns:
         The bars from the shortest sample's to the longest one's, empty ones between them included.
     """
-    if isinstance(examples, np.ndarray):
-        lengths_S = examples
-    else:
-        lengths_S = np.array([len(example) for example in examples], np.int64)
+    lengths_S = examples if isinstance(examples, np.ndarray) else lengths(examples)
     if not len(lengths_S):
         return []
     low, high = int(lengths_S.min()), int(lengths_S.max())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from strop.data.records import Conversation, Example
+from strop.data.thinking import answers_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
 from strop.errors import TemplateError
@@ -114,4 +115,6 @@ def _starts(sample: Example) -> list[int]:
 
 
 def _prompt(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> list[int]:
-    return [int(token) for token in encode_prompt(tokenizer, conversation.messages[:turn])]
+    thinking = answers_thinking(conversation)
+    sent = encode_prompt(tokenizer, conversation.messages[:turn], conversation.tools, thinking=thinking)
+    return [int(token) for token in sent]

@@ -116,10 +116,10 @@ class Conversation:
     """system? (user assistant)+, with tools' turns between — checked by `strop.data.conversations`.
 
     Args:
-        messages: the turns.
+        messages: the turns; none where the record is a plain text.
         place: where the record stands.
         tools: the tools that the model is told of, as JSON texts of their schemas, in order.
-        text: a plain text to learn whole; messages are empty then.
+        text: a plain text, learned whole and without a chat template; None for a conversation.
     """
 
     messages: tuple[Message, ...]
@@ -163,13 +163,26 @@ class Refusal:
         reason: why, in words that are equal for equal faults, so that they can be counted.
         cure: what the user can do about it.
         found: what was there instead, where that says more than the reason.
+        excerpt: the beginning of the record's columns, to know it by.
     """
 
     place: Place
     reason: str
     cure: str
     found: str = field(default="")
+    excerpt: str = field(default="")
 
-    def as_dict(self) -> dict[str, str]:
-        """The refusal as one line of ``refused.jsonl``."""
-        return {"place": str(self.place), "reason": self.reason, "found": self.found, "cure": self.cure}
+    def as_dict(self) -> dict[str, str | int]:
+        """The refusal as one line of ``refused.jsonl``; line or item only where the file has such."""
+        place: dict[str, str | int] = {"file": self.place.file}
+        if self.place.line is not None:
+            place["line"] = self.place.line
+        if self.place.item is not None:
+            place["item"] = self.place.item
+        return {
+            **place,
+            "reason": self.reason,
+            "found": self.found,
+            "cure": self.cure,
+            "excerpt": self.excerpt,
+        }

@@ -1,40 +1,81 @@
-"""Files and folders to records, with the line of each.
+"""What a user calls data to records, with the line of each.
 
-    math.jsonl        one object a line; blank lines are passed over
-    math.json         an array of objects, or a single object
-    MATH/train/       a folder: every .json and .jsonl file below it, in natural order (2.json before 10.json);
-                      a MATH folder (train/<subject>/<n>.json, one object a file) is the usual case
+    math.jsonl              one object a line; blank lines are passed over
+    math.json               an array of objects, or a single object
+    math.csv, math.tsv      a header and rows;   math.parquet, math.arrow, math.feather   tables, in batches
+    book.txt                one record of plain text a file
+    math.jsonl.gz, .zst     the text formats, compressed
+    MATH/train/             a folder: every file of these kinds below it, in natural order (2.json before 10.json);
+                            a MATH folder (train/<subject>/<n>.json, one object a file) is the usual case
+    data/part-*.jsonl       a glob, of files or folders
+    hf:owner/name@v1:test   a data set on a hub (`strop.data.sources_hub`)
 
-A row that cannot be read stops everything with its line and column: a file that is broken in one place is seldom
-right in the others, and a row that silently disappears is never noticed. What rows *mean* is not decided here.
+Rows are read one by one and never held. A row that cannot be read stops everything with its line and column: a file
+that is broken in one place is seldom right in the others, and a row that silently disappears is never noticed. What
+rows *mean* is not decided here.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 
+from strop.data.naming import SPLITS, natural, split_of
 from strop.data.records import Place, Record
+from strop.data.sources_json import read_lines, read_whole
+from strop.data.sources_stream import COMPRESSIONS, whole
+from strop.data.sources_tables import read_arrow, read_cells, read_parquet
 from strop.errors import DataError
 
-FORMATS = ("json", "jsonl")
-"""The file endings that are read, without the dot."""
-
-SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-"""Names of folders that hold one split of a data set each."""
-
-_BOM = b"\xef\xbb\xbf"
-_READS = "a .json file, a .jsonl file, or a folder of them"
+Reader = Callable[[Path, str], Iterator[Record]]
 
 
-def read_records(path: str | Path) -> Iterator[Record]:
-    """Read every row of a file or folder, in an order that does not depend on the file system.
+def read_text(file: Path, label: str) -> Iterator[Record]:
+    """A whole file as one record with the column ``text``.
 
     Args:
-        path: a .json or .jsonl file, or a folder that holds some at any depth.
+        file: the file, compressed or not.
+        label: what places and messages call it.
+
+    Raises:
+        DataError: it cannot be read, or is no UTF-8.
+    """
+    text = whole(file, label)
+    if text.strip():
+        yield Record({"text": text}, Place(label))
+
+
+_READERS: Mapping[str, Reader] = {
+    "json": read_whole,
+    "jsonl": read_lines,
+    "ndjson": read_lines,
+    "csv": read_cells,
+    "tsv": read_cells,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "feather": read_arrow,
+    "txt": read_text,
+}
+_BINARY = ("parquet", "arrow", "feather")
+
+FORMATS = tuple(_READERS)
+"""The file endings that are read, without the dot."""
+
+_NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What the library datasets writes beside data."""
+
+_PROSE = ("readme", "license", "notice", "changelog", "requirements")
+"""Beginnings of the names of .txt files that are about the data."""
+
+_READS = "a .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, a folder of them, or an id on a hub"
+
+
+def read_records(source: str | Path) -> Iterator[Record]:
+    """Read every row of a file, folder, glob or hub id, in an order that does not depend on the file system.
+
+    Args:
+        source: what the user calls the data.
 
     Yields:
         One record a row.
@@ -42,177 +83,130 @@ def read_records(path: str | Path) -> Iterator[Record]:
     Raises:
         DataError: nothing is there, nothing is in it, or a row cannot be read; with file, line and column.
     """
-    path = Path(path).expanduser()
     empty = True
-    for file in _files(path):
-        for record in _read_file(file):
+    for file, label in files_of(source):
+        for record in _READERS[format_of(file)](file, label):
             empty = False
             yield record
     if empty:
-        raise DataError(f"{path} holds no rows", expected="at least one row", do="give a file with rows in it")
+        raise DataError(f"{source} holds no rows", expected="at least one row", do="give a file with rows in it")
 
 
-def _refuse_several_splits(folder: Path) -> None:
-    """A folder with train/ and test/ in it is two data sets: to learn both would be to learn the test."""
-    splits = [name for name in SPLITS if (folder / name).is_dir()]
-    if len(splits) > 1:
-        held_out = next((name for name in splits if name != "train"), splits[1])
-        first = "train" if "train" in splits else splits[0]
-        raise DataError(
-            f"{folder} holds several splits",
-            expected="a folder with one of them",
-            found=", ".join(f"{name}/" for name in splits),
-            do=f"learn {folder / first} and hold out the other: --data.eval {folder / held_out}",
-        )
+def files_of(source: str | Path) -> list[tuple[Path, str]]:
+    """The files of what the user calls data, in natural order, each with what places and messages call it.
 
-
-def _files(path: Path) -> list[Path]:
-    """The files to read, in natural order."""
-    if path.is_dir():
-        _refuse_several_splits(path)
-        below = [file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path))]
-        found = [file for file in below if _ending(file) in FORMATS]
-        if not found:
-            others = sorted({file.suffix or file.name for file in below})
-            raise DataError(
-                f"{path} holds no data files",
-                expected="files that end in .json or .jsonl, at any depth",
-                found=f"only {', '.join(others[:8])}" if others else "an empty folder",
-                do="give the folder that holds the data, or convert the data to .jsonl",
-            )
-        return sorted(found, key=lambda file: (_natural(file.relative_to(path)), file.as_posix()))
+    Raises:
+        DataError: there are none, or it is not clear which are meant.
+    """
+    path = Path(source).expanduser()
     if not path.exists():
+        from strop.data.sources_hub import fetch, hub_id
+
+        if (hub := hub_id(str(source))) is not None:
+            return fetch(hub)
+        if glob.has_magic(str(path)):
+            return [(file, str(file)) for file in _matches(path)]
         raise DataError(
             f"{path} does not exist",
             expected=_READS,
             found="no such file or folder",
-            do="check the path; data sets on a hub have to be downloaded first",
+            do="check the path; a data set on a hub is called hf:owner/name or ms:owner/name",
         )
-    if _ending(path) not in FORMATS:
+    if path.is_dir():
+        return [(file, str(file)) for file in _below(path)]
+    if not format_of(path):
         raise DataError(
             f"{path} is of a format that is not read",
             expected=_READS,
             found=f"a {path.suffix} file" if path.suffix else "a file without an ending",
             do="convert it to .jsonl, one JSON object a line, or rename it if that is what it holds",
         )
-    return [path]
+    return [(path, str(path))]
 
 
-def _read_file(file: Path) -> Iterator[Record]:
-    try:
-        if _ending(file) == "jsonl":
-            yield from _read_lines(file)
-        else:
-            yield from _read_whole(file)
-    except OSError as error:
+def format_of(file: PurePath) -> str:
+    """A file's format by its ending, as in `FORMATS`; empty where it is none."""
+    endings = [suffix.lower().removeprefix(".") for suffix in file.suffixes]
+    packed = bool(endings) and endings[-1] in COMPRESSIONS
+    if packed:
+        endings.pop()
+    ending = endings[-1] if endings else ""
+    return ending if ending in FORMATS and not (packed and ending in _BINARY) else ""
+
+
+def data_files(files: Sequence[PurePath]) -> list[PurePath]:
+    """Those of a folder's files that hold data: a .txt only where nothing else does, and no file about the data.
+
+    Args:
+        files: paths below the folder.
+    """
+    found = [file for file in files if format_of(file) and file.name not in _NOT_DATA]
+    tables = [file for file in found if format_of(file) != "txt"]
+    return tables or [file for file in found if not file.name.lower().startswith(_PROSE)]
+
+
+def _below(folder: Path) -> list[Path]:
+    """The data files below a folder."""
+    below = [file for file in folder.rglob("*") if file.is_file() and not _hidden(file.relative_to(folder))]
+    names = [PurePath(file.relative_to(folder)) for file in below]
+    found = data_files(names)
+    if not found:
+        others = sorted({name.suffix or name.name for name in names})
         raise DataError(
-            f"{file} cannot be read", found=error.strerror or str(error), do="check the file and its permissions"
-        ) from error
-
-
-def _read_lines(file: Path) -> Iterator[Record]:
-    """One JSON object a line. Lines end in \\n or \\r\\n only: U+2028 may stand inside a JSON string."""
-    with file.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            line = raw.removeprefix(_BOM) if number == 1 else raw
-            if text := _decode(line, file, first_line=number).rstrip():
-                place = Place(str(file), line=number)
-                yield Record(_object(_parse(text, file, first_line=number), place), place)
-
-
-def _read_whole(file: Path) -> Iterator[Record]:
-    """An array of objects, or a single object."""
-    text = _decode(file.read_bytes().removeprefix(_BOM), file, first_line=1)
-    if not text.strip():
-        raise DataError(
-            f"{file} is empty", expected="a JSON array of objects, or one object", do="remove the file or fill it"
+            f"{folder} holds no data files",
+            expected="files that end in " + ", ".join(f".{ending}" for ending in FORMATS) + ", at any depth",
+            found=f"only {', '.join(others[:8])}" if others else "an empty folder",
+            do="give the folder that holds the data, or convert the data to .jsonl",
         )
-    value = _parse(text, file, first_line=1)
-    if isinstance(value, list):
-        for number, item in enumerate(value, start=1):
-            place = Place(str(file), item=number)
-            yield Record(_object(item, place), place)
-    else:
-        place = Place(str(file))
-        yield Record(_object(value, place), place)
+    found.sort(key=lambda name: (natural(name), name.as_posix()))
+    _refuse_several_splits(folder, found)
+    return [folder / name for name in found]
 
 
-def _decode(raw: bytes, file: Path, *, first_line: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + raw.count(b"\n", 0, error.start)
+def _matches(pattern: Path) -> list[Path]:
+    """The data files that a glob names, and those in the folders that it names."""
+    matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute patterns too
+    files = [Path(file) for file in data_files([match for match in matches if match.is_file()])]
+    below = {file for folder in matches if folder.is_dir() and "**" not in str(pattern) for file in _below(folder)}
+    found = {*files, *below}
+    if not found:
         raise DataError(
-            f"{file}:{line} is not UTF-8 text",
-            expected="UTF-8",
-            found=f"the byte 0x{raw[error.start]:02x}",
-            do="save the file as UTF-8",
-        ) from error
-
-
-def _parse(text: str, file: Path, *, first_line: int) -> Any:
-    """Strict JSON: NaN and Infinity are not in the standard and are refused."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        do = f"repair line {line}"
-        if error.msg == "Extra data" and _ending(file) == "json":
-            do += ", or rename the file to .jsonl if it holds one object a line"
-        elif line == 1 and _ending(file) == "jsonl":
-            do += ", or rename the file to .json if it is one array or object over many lines"
-        raise DataError(
-            f"{file}:{line}, column {error.colno}: broken JSON",
-            expected="one JSON object a line" if _ending(file) == "jsonl" else "a JSON array of objects, or one object",
-            found=f"{error.msg.removesuffix(' at')}: {_around(error.doc, error.pos)}",
-            do=do,
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{file}:{first_line}: JSON that cannot be read", found=str(error), do="repair the file"
-        ) from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is not JSON")
-
-
-def _object(value: Any, place: Place) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{place} is not a row",
-            expected='a JSON object, such as {"question": "…", "answer": "…"}',
-            found=f"{json_kind(value)}: {json.dumps(value, ensure_ascii=False)[:60]}",
-            do="make every row an object with named columns",
+            f"{pattern} matches no data files",
+            expected=_READS,
+            found=f"{len(matches)} matches, of other kinds" if matches else "no match",
+            do="check the pattern, and quote it so that the shell leaves it alone",
         )
-    return value
+    return sorted(found, key=lambda file: (natural(file), file.as_posix()))
 
 
-def json_kind(value: Any) -> str:
-    """What JSON calls a value, with its article: 'a list', 'an object', 'null'."""
-    if value is None:
-        return "null"
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
-    return kinds.get(type(value), type(value).__name__)
+def _refuse_several_splits(folder: Path, files: Sequence[PurePath]) -> None:
+    """A folder with train/ and test/ in it is two data sets: to learn both would be to learn the test."""
+    splits: dict[str, str] = {}
+    for file in files:
+        if split := split_of(file):
+            shown = f"{file.parts[0]}/" if file.parts[0].lower() == split else file.as_posix()
+            splits.setdefault(split, shown)
+    if len(splits) < 2:
+        return
+    ordered = [split for split in SPLITS if split in splits]
+    first, other = ordered[0], ordered[1]
+    raise DataError(
+        f"{folder} holds several splits",
+        expected="a folder with one of them",
+        found=", ".join(splits[split] for split in ordered),
+        do=f"learn {_of_split(folder, splits[first], first, files)} "
+        f"and hold out the other: --data.eval {_of_split(folder, splits[other], other, files)}",
+    )
 
 
-def _around(text: str, position: int) -> str:
-    """The text at a position, short enough for a message."""
-    piece = text[position : position + 24].splitlines()
-    return repr(piece[0]) if piece and piece[0] else "the end of the line"
+def _of_split(folder: Path, shown: str, split: str, files: Sequence[PurePath]) -> str:
+    """What to call one split of a folder: its folder, its file, or a glob of its files."""
+    if shown.endswith("/"):
+        return str(folder / shown)
+    alone = sum(split_of(file) == split for file in files) == 1
+    file = PurePath(shown)
+    return str(folder / (file if alone else file.with_name(f"{split}*{file.suffix}")))
 
 
-def _ending(file: Path) -> str:
-    return file.suffix.lower().removeprefix(".")
-
-
-def _hidden(path: Path) -> bool:
+def _hidden(path: PurePath) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _natural(path: Path) -> list[list[tuple[int, int, str]]]:
-    """A sorting key under which 2.json comes before 10.json, folder by folder."""
-    return [
-        [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in re.split(r"(\d+)", part)]
-        for part in path.parts
-    ]

@@ -196,8 +196,24 @@ class _GenerationBlocks(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+_OF_DICTS = frozenset(dir(dict))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, quicker where a template says ``message.role``.
+
+    Jinja asks an object for the attribute, then for the item. A dict has no attribute of such a name: the item it is.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """``obj.attribute`` in a template."""
+        if type(obj) is dict and attribute not in _OF_DICTS and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json

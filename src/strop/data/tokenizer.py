@@ -28,6 +28,7 @@ import tokenizers
 from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
 from strop.data.template import ChatTemplate
+from strop.data.words import Words, words_of
 from strop.errors import ModelError
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -70,6 +71,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         eos_ids = list(eos_ids)
+        self._made_of = (dict(named), eos_ids)
         _register(backend, named.values(), eos_ids)
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {
@@ -117,6 +119,11 @@ class Tokenizer:
         ]
         return cls(_read_backend(folder), template, named, eos_ids, template_name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process that encodes: what this was made of."""
+        named, eos_ids = self._made_of
+        return _from_parts, (self.backend.to_str(), self.template.source, named, eos_ids, self.template.name)
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids of the stop tokens."""
@@ -133,8 +140,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         """Encode many texts, on all processors unless TOKENIZERS_PARALLELISM says otherwise."""
+        if not texts:  # what reads control tokens as text costs 0.1 s, and most data has none
+            return []
         backend = self.backend if special else self._literal_backend
-        return [list(encoding.ids) for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        words = self._words if special else self._literal_words
+        known = [words.encode(text) for text in texts] if words else [None] * len(texts)
+        others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+        encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        return [list(next(encoded).ids) if ids is None else ids for ids in known]
 
     def token_starts(self, text: str) -> list[int]:
         """Where each token of an ordinary text starts, in characters."""
@@ -160,11 +173,25 @@ class Tokenizer:
         return match[0] if match else ""
 
     @cached_property
+    def _words(self) -> Words | None:
+        return words_of(self.backend)
+
+    @cached_property
+    def _literal_words(self) -> Words | None:
+        return words_of(self._literal_backend)
+
+    @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
         """The same tokenizer, blind to control tokens. A copy: the switch is a state of the whole object."""
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.encode_special_tokens = True
         return backend
+
+
+def _from_parts(
+    backend: str, template: str, named: Mapping[str, str], eos_ids: Sequence[int], template_name: str
+) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(backend), template, named, eos_ids, template_name)
 
 
 def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from strop.evaluate.ask import asks, question_of_sample
 from strop.evaluate.held_out import held_out_loss
 from strop.evaluate.tuned import TunedModel, load_tuned
 from strop.model.source import Note
+from strop.model.starter import cache_folder
 
 
 def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note: Note | None = None) -> dict[str, Any]:
@@ -58,17 +59,21 @@ def answer_and_score(model: TunedModel, examples: Sequence[Example], *, tuned: b
     return score([(answer.text, question.reference or "") for answer, question in zip(answers, questions, strict=True)])
 
 
-def held_out_of(model: TunedModel) -> list[Example]:
+def held_out_of(model: TunedModel) -> Sequence[Example]:
     """The samples that a run held out, read again from its data."""
     return _examples(model, None)[1]
 
 
-def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, list[Example]]:
+def _examples(model: TunedModel, data: Path | None) -> tuple[Dataset, Sequence[Example]]:
     settings = model.recipe.data
     if data is not None:
         settings = settings.model_copy(update={"train": str(data), "eval": 0.0, "rows": None})
     dataset = prepare(
-        settings, model.tokenizer, seed=model.recipe.train.seed, context_tokens=model.decoder.spec.context
+        settings,
+        model.tokenizer,
+        seed=model.recipe.train.seed,
+        context_tokens=model.decoder.spec.context,
+        cache=cache_folder() / "samples",
     )
     if data is not None:
         return dataset, dataset.learned

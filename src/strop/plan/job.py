@@ -12,6 +12,7 @@ import numpy as np
 
 from strop.data.examples import Dataset
 from strop.data.records import Example
+from strop.data.samples import asking, held_bytes, store_of
 from strop.model.lora import parse_targets
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 from strop.model.weights import EMBEDDING, HEAD
@@ -69,7 +70,8 @@ class Job:
     @property
     def data_bytes(self) -> int:
         """The samples' tokens, and what is learned of them."""
-        return sum(one.tokens.nbytes + one.learned.nbytes for one in (*self.learned, *self.held_out))
+        held = {id(store_of(samples)): held_bytes(samples) for samples in (self.learned, self.held_out)}
+        return sum(held.values())
 
     @property
     def file_bytes(self) -> int:
@@ -91,8 +93,7 @@ def read_job(
         recipe: the recipe.
         steps: optimiser steps of the run.
     """
-    every, asked = recipe.watch.every, dataset.held_out or dataset.learned
-    asked = [one for one in asked if one.conversation is None or one.conversation.messages]  # a plain text asks nothing
+    every, asked = recipe.watch.every, asking(dataset.held_out or dataset.learned)
     count = min(_QUESTIONS, len(asked))
     prompts = [_prompt_tokens(asked[index * len(asked) // count]) for index in range(count)]
     if recipe.watch.ask:

@@ -19,6 +19,7 @@ import numpy as np
 from strop.data.order import permutation, step_samples
 from strop.data.packing import Pack, pack
 from strop.data.records import Example
+from strop.data.samples import lengths, taught, untaught
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -152,7 +153,7 @@ def measure(
     )
     every = max(1, len(held_out) // _PACKED_SAMPLES)
     looked = _packs(pack(held_out[::every], pack_tokens, prefixes == "shared"))
-    held_longest = max((len(example) for example in held_out), default=0)
+    longest_held = held_longest = int(lengths(held_out).max(initial=0))
     held_learned = int(looked.learned_P.max(initial=0))
     if every > 1:
         held_longest, held_learned = max(held_longest, pack_tokens), max(held_longest, pack_tokens)
@@ -170,7 +171,7 @@ def measure(
         held_out_scale=len(held_out) / max(len(held_out[::every]), 1),
         largest_pack=max(largest, int(looked.tokens_P.max(initial=0)), held_longest),
         most_learned=max(most, held_learned, 1),
-        longest_sample=max(len(example) for example in (*learned, *held_out)),
+        longest_sample=max(int(lengths(learned).max()), longest_held),
     )
 
 
@@ -178,7 +179,7 @@ def pack_candidates(
     learned: Sequence[Example], *, steps: int, samples_per_step: int, seed: int, longest: int = 8192
 ) -> list[int]:
     """Pack lengths worth trying: the longest sample, powers of two above it, a whole step."""
-    lengths_S = np.array([len(example) for example in learned], np.int64)
+    lengths_S = lengths(learned)
     shortest = int(lengths_S.max())
     whole_step = int(_per_step(lengths_S, steps, samples_per_step, seed).sum(axis=1).max())
     powers = [1 << power for power in range(8, 31) if shortest < 1 << power <= longest]
@@ -208,9 +209,8 @@ def _bounds(
     A pack of n positions learns at most what a knapsack of n holds that may cut samples: those that learn most a
     position first. A shared beginning may be free for a sample; what follows its first learned token never is.
     """
-    lengths_S = np.array([len(example) for example in learned], np.int64)
-    taught_S = np.array([int(np.count_nonzero(example.learned[1:])) for example in learned], np.int64)
-    cost_S = lengths_S - np.array([_untaught(example) for example in learned], np.int64) if share else lengths_S
+    lengths_S, taught_S = lengths(learned), taught(learned)
+    cost_S = lengths_S - untaught(learned) if share else lengths_S
     tokens_KJ = _per_step(lengths_S, steps, samples_per_step, seed)
     largest = max(int(lengths_S.max()), min(pack_tokens, int(tokens_KJ.sum(axis=1).max())))
     by_worth_S = np.argsort(taught_S / np.maximum(cost_S, 1), kind="stable")
@@ -234,10 +234,3 @@ def _per_step(values_S: npt.NDArray[np.int64], steps: int, samples_per_step: int
         return repeated[None, :samples_per_step]
     epochs = [permutation(seed, epoch, samples) for epoch in range(-(-total // samples))]
     return values_S[np.concatenate(epochs)[:total]].reshape(steps, samples_per_step)
-
-
-def _untaught(example: Example) -> int:
-    """Positions before the first one whose next token is learned: no more of a sample can be shared."""
-    taught = example.learned[1:]
-    first = int(taught.argmax()) if len(taught) else 0
-    return first if len(taught) and taught[first] else len(example) - 1

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from strop.recipe.schema import Recipe
 
-Kind = Literal["text", "texts", "integer", "number", "choice", "number or text"]
+Kind = Literal["text", "texts", "text or texts", "integer", "number", "choice", "number or text"]
 
 REQUIRED: Final = "required"
 """What stands in `RecipeField.default` when there is none; `RecipeField.required` tells it from the text."""
@@ -91,6 +91,7 @@ class RecipeField:
         phrase = {
             "text": "text",
             "texts": "a list of texts",
+            "text or texts": "text, or a list of texts",
             "integer": f"an integer {self.bounds.words()}",
             "number": f"a number {self.bounds.words()}",
             "choice": "one of " + ", ".join(self.choices),
@@ -134,8 +135,8 @@ def _field(path: str, info: FieldInfo) -> RecipeField:
     kind: Kind
     if choices:
         kind = "choice"
-    elif get_origin(types[0]) is tuple:
-        kind = "texts"
+    elif any(get_origin(found) is tuple for found in types):
+        kind = "text or texts" if str in types else "texts"
     elif float in types:
         kind = "number or text" if str in types else "number"
     else:

@@ -170,33 +170,37 @@ def _spelled(path: str, inside: str, on_line: bool) -> str:
 
 
 def given_by_flags(overrides: Iterable[tuple[str, str]]) -> tuple[dict[str, Given], list[UsageError]]:
-    """Collect what flags give. A flag that is repeated counts the last time; `watch.ask` gathers all its texts.
+    """Collect what flags give. A flag that is repeated counts the last time; `data.train` and `watch.ask` gather
+    all their texts.
 
     Args:
         overrides: pairs of a path and a text, in the order of the command line; ``-`` in a path counts as ``_``.
-            For `watch.ask` a text that begins with ``[`` is a YAML (or JSON) list of questions.
+            For these two a text that begins with ``[`` is a YAML (or JSON) list of questions.
 
     Returns:
         What is given by path, and the faults found.
     """
     given: dict[str, Given] = {}
     faults: list[UsageError] = []
-    questions: list[Node] = []
+    gathered: dict[str, list[Node]] = {}
     for written_path, text in overrides:
         path, source = normal(written_path), f"flag --{written_path}"
         if path not in FIELD:
             faults.append(unknown(written_path, source))
             continue
         node: Node = Scalar(text)
-        if text.lstrip().startswith("[") and (FIELD[path].kind == "texts" or path in COMMA_LISTS):
+        several = FIELD[path].kind in ("texts", "text or texts")
+        if text.lstrip().startswith("[") and (several or path in COMMA_LISTS):
             try:
                 node = _list(text, source)
             except UsageError as fault:
                 faults.append(fault)
                 continue
-        if FIELD[path].kind == "texts":
-            questions += node.items if isinstance(node, Sequence) else [Scalar(text, quoted=True)]
-            node = Sequence(tuple(questions), 0)
+        if several:
+            texts = gathered.setdefault(path, [])
+            texts += node.items if isinstance(node, Sequence) else [Scalar(text, quoted=True)]
+            # One text alone may have commas for several.
+            node = texts[0] if FIELD[path].kind == "text or texts" and len(texts) == 1 else Sequence(tuple(texts), 0)
         given[path] = Given(node, source)
     return given, faults
 

@@ -11,6 +11,7 @@ A leading `~` is the home folder in both.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,11 @@ from strop.recipe.values import Given, NotTaken, complaint, convert
 
 PATHS: Final = frozenset({"model", "data.train", "data.eval"})
 """Fields whose texts are paths, or may be."""
+
+_AMOUNT: Final = re.compile(r"(\*\d+(\.\d+)?|#\d+)$")
+"""How much of a source is used, behind its path (`strop.data.mixture`)."""
+
+_WILDCARD: Final = re.compile(r"[*?\[]")
 
 
 def resolve(
@@ -109,14 +115,24 @@ def _resolved(given: dict[str, Given], faults: list[UsageError], file: str) -> R
 
 
 def _placed(value: Any, folder: Path | None) -> Any:
-    """Resolve a path against the recipe file's folder, when it exists there."""
+    """Resolve a path, or each of several, against the recipe file's folder, when it exists there."""
+    if isinstance(value, tuple):
+        return tuple(_placed(item, folder) for item in value)
     if not isinstance(value, str):
         return value
     path = os.path.expanduser(value)  # noqa: PTH111 - pathlib would rewrite hub-like names and raise without a home
     if folder is None:
         return path
     beside = folder / path  # an absolute path stays what it is
-    return os.path.normpath(beside) if beside.exists() else path
+    if beside.exists():
+        return os.path.normpath(beside)
+    amount = _AMOUNT.search(path)
+    if amount and amount.start() and not Path(path).exists():
+        return str(_placed(path[: amount.start()], folder)) + amount[0]
+    wildcard = _WILDCARD.search(path)
+    if wildcard and (folder / path[: wildcard.start()]).parent.exists():
+        return os.path.normpath(beside)
+    return path
 
 
 def _missing(paths: list[str], file: str) -> list[UsageError]:

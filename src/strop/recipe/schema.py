@@ -25,12 +25,15 @@ class Section(BaseModel):
 class DataSection(Section):
     """What is learned from."""
 
-    train: str = Field(description="file or folder to learn from")
+    train: str | tuple[str, ...] = Field(
+        min_length=1, description="what to learn from: file, folder, glob or hub id; or several, each *WEIGHT or #COUNT"
+    )
     eval: Annotated[float, Field(ge=0)] | str = Field(
-        default=0.02, description="held out: a share below 1, a count from 1, a file or folder, or 0 for none"
+        default=0.02, description="held out: a share below 1, a count from 1, a file, folder or hub id, or 0 for none"
     )
     map: str | None = Field(
-        default=None, description="the two columns to learn, as question:answer (default: found by looking)"
+        default=None,
+        description="the columns, as question:answer or user=question,assistant=answer,… (default: found by looking)",
     )
     system: str | None = Field(
         default=None, description="system prompt, in training, in sample answers and in chat alike"
@@ -46,6 +49,14 @@ class DataSection(Section):
     thinking: Thinking | None = Field(
         default=None, description="reasoning in answers: keep | drop (default: kept where the data has it)"
     )
+    refuse_limit: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.05, description="a larger share of refused records stops the run"
+    )
+
+    @property
+    def named(self) -> str:
+        """What is learned from, in one line."""
+        return self.train if isinstance(self.train, str) else ", ".join(self.train)
 
 
 class AdapterSection(Section):

@@ -9,6 +9,7 @@ The field decides how a scalar is read, whether it stands in a file or on the co
     data.system (text)    no                           "no"
     data.eval             0.02 · ./held-out · none     0.02 · "./held-out" · 0.0
     adapter.targets       q_proj,v_proj · [q_proj, v_proj]      "q_proj,v_proj"
+    data.train            a.jsonl · a.jsonl,b · [a, b*2]       "a.jsonl" · ("a.jsonl", "b") · ("a", "b*2")
     watch.ask             Why? · [Why?, "Who, me?"]    ("Why?",) · ("Why?", "Who, me?")
 
 Ranges are not checked here but by the schema; `complaint` words both kinds of errors.
@@ -58,8 +59,8 @@ def convert(field: RecipeField, node: Node) -> Any:
     Raises:
         NotTaken: the writing cannot mean a value of this field's kind.
     """
-    if field.kind == "texts":
-        return _texts(node)
+    if field.kind in ("texts", "text or texts"):
+        return _texts(node) if field.kind == "texts" else _text_or_texts(node)
     if isinstance(node, Sequence) and field.path in COMMA_LISTS:
         return ",".join(_text(item).strip() for item in node.items)
     if not isinstance(node, Scalar):
@@ -103,6 +104,21 @@ def _texts(node: Node) -> tuple[str, ...]:
     if isinstance(node, Mapping):
         raise NotTaken("a mapping; put a question that holds a colon and a space into quotes")
     return tuple(_text(item) for item in node.items)
+
+
+def _text_or_texts(node: Node) -> str | tuple[str, ...]:
+    """One text, or several: a list, or a text with commas that is no path as a whole."""
+    if isinstance(node, Mapping):
+        raise NotTaken("a mapping; a weight or a count is written behind the path: a.jsonl*2, a.jsonl#1000")
+    if isinstance(node, Sequence):
+        texts = tuple(_text(item) for item in node.items)
+    else:
+        text = _text(node)
+        whole = "," not in text or Path(text).expanduser().exists()
+        texts = (text,) if whole else tuple(part.strip() for part in text.split(","))
+    if not texts or not all(texts):
+        raise NotTaken("nothing")
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _integer(text: str) -> int:

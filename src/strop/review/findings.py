@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, overload
+from typing import Final, overload
 
+from strop.data.accounting import check_refused
+from strop.data.checks import check_questions
 from strop.data.examples import Dataset
 from strop.data.findings import Finding, Instance, Severity
+from strop.data.lint import lint
 from strop.data.prompts import PromptPair
 from strop.data.records import Conversation, Example
 from strop.data.tokenizer import Tokenizer
@@ -51,11 +52,8 @@ def find(
 
 def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
     """More records are refused than the recipe allows."""
-    accounting = part("accounting")
-    if accounting is None:
-        return []
     try:
-        accounting.check_refused(dataset, getattr(recipe.data, "refuse_limit", 1.0))
+        check_refused(dataset, recipe.data.refuse_limit)
     except DataError as error:
         refused = [*dataset.refused, *dataset.held_out_refused]
         instances = tuple(Instance(one.place, one.reason) for one in refused[:_SHOWN])
@@ -65,21 +63,14 @@ def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
 
 def _token_findings(recipe: Recipe, dataset: Dataset) -> list[Finding]:
     """What the tokens show: nothing learned, no stop token, another model's template; `prepare` has looked for it."""
-    found: list[Finding] = [*getattr(dataset, "findings", ())]
-    checks = part("checks")
-    if checks is not None:
-        found += checks.check_questions(recipe.watch.ask, dataset.learned)
-    return found
+    return [*dataset.findings, *check_questions(recipe.watch.ask, dataset.learned)]
 
 
 def _text_findings(
     recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, context_tokens: int | None, journal: Journal
 ) -> list[Finding]:
     """What the text shows: duplicates, leaks, broken characters, secrets, and all else that lint knows."""
-    lint = part("lint")
-    if lint is None:
-        return []
-    found: list[Finding] = lint.lint(
+    return lint(
         _Conversations(dataset.learned),
         _Conversations(dataset.held_out),
         lengths=dataset.lengths_S.tolist(),
@@ -89,7 +80,6 @@ def _text_findings(
         context_tokens=context_tokens,
         progress=journal.progress("looking for faults"),
     )
-    return found
 
 
 class _Conversations(Sequence[Conversation]):
@@ -140,9 +130,3 @@ def _difference(pair: PromptPair, tokenizer: Tokenizer) -> str:
     at = pair.first_difference or 0
     trained, sent = (repr(tokenizer.decode(side[at : at + 8])) for side in (pair.trained, pair.sent))
     return f"answer {pair.turn}, token {at + 1}: trained {trained}, sent {sent}"
-
-
-def part(name: str) -> Any:
-    """A module of `strop.data` that may not be there yet."""
-    full = f"strop.data.{name}"
-    return importlib.import_module(full) if importlib.util.find_spec(full) else None

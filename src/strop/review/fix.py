@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from strop.data.counts import is_first
 from strop.data.findings import Finding, Instance
+from strop.data.lint import fix, write_fixed
 from strop.data.records import Conversation, Example
 from strop.errors import UsageError
-from strop.review.findings import part
 
 if TYPE_CHECKING:
     from strop.review.survey import Survey
@@ -108,21 +108,18 @@ def write_cleaned(survey: Survey, target: Path, journal: Journal) -> Cleaned:
         UsageError: the file is there already or cannot be written.
     """
     refuse_existing(target)
-    lint = part("lint")
-    if lint is None:
-        raise UsageError("--fix is not there in this version", do="leave --fix out")
     learned, held_out = _records(survey.dataset.learned), _records(survey.dataset.held_out)
-    known = {"control_tokens": tuple(survey.tokenizer.special_tokens), "progress": journal.progress("cleaning")}
-    done = lint.fix([said for _, said in learned], [said for _, said in held_out], **known)
+    control, progress = tuple(survey.tokenizer.special_tokens), journal.progress("cleaning")
+    done = fix([said for _, said in learned], [said for _, said in held_out], control_tokens=control, progress=progress)
     kept = [(learned[row][0], said) for row, said in zip(done.kept, done.conversations, strict=True)]
     changes = list(done.changes)
     if not isinstance(survey.recipe.data.eval, str):
         # They stand in the same data, and are chosen anew from the cleaned file.
-        also = lint.fix([said for _, said in held_out], **known)
+        also = fix([said for _, said in held_out], control_tokens=control, progress=progress)
         kept += [(held_out[row][0], said) for row, said in zip(also.kept, also.conversations, strict=True)]
         changes += also.changes
     kept.sort(key=lambda numbered: numbered[0])
-    written = lint.write_fixed(target, (said for _, said in kept))
+    written = write_fixed(target, (said for _, said in kept))
     shown = tuple(Change(one.kind, one.what, one.instances) for one in changes)
     return Cleaned(target, written, len(survey.dataset.refused), shown, tuple(done.left))
 

@@ -292,19 +292,14 @@ def places(refusals: Sequence[Refusal], most: int = 5) -> list[str]:
 
 def shapes(dataset: Dataset) -> Mapping[str, int]:
     """How many records there are of each shape; empty where that is not known."""
-    return _counts(dataset, "shapes")
+    return dataset.shapes
 
 
 def reading_notes(dataset: Dataset) -> Mapping[str, int]:
     """What was noticed while reading, with the records that it concerns: rows of two shapes, columns nobody reads."""
-    unread = {f"the column {name!r} is not read": count for name, count in _counts(dataset, "unread").items()}
-    ambiguous = {f"read as {words}": count for words, count in _counts(dataset, "ambiguous").items()}
+    unread = {f"the column {name!r} is not read": count for name, count in dataset.unread.items()}
+    ambiguous = {f"read as {words}": count for words, count in dataset.ambiguous.items()}
     return {**ambiguous, **unread}
-
-
-def _counts(dataset: Dataset, name: str) -> Mapping[str, int]:
-    found: Mapping[str, int] = getattr(dataset, name, {})
-    return found
 
 
 def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int | None, journal: Journal, what: str) -> Dataset:

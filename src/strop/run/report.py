@@ -65,7 +65,7 @@ def _view(run: RunFiles) -> dict[str, Any]:
     return {
         "folder": run.folder.resolve().name,
         "model": _last_parts(model.get("path"), 1) or "a model",
-        "data": _last_parts(data.get("train"), 2) or "data",
+        "data": _data_name(data.get("train")) or "data",
         "subtitle": _subtitle(run, model, data),
         "state": _state(run.course),
         "notes": run.notes,
@@ -86,6 +86,13 @@ def _view(run: RunFiles) -> dict[str, Any]:
 def _last_parts(path: object, count: int) -> str:
     """The end of a path, of whatever system it came from."""
     return "/".join([part for part in re.split(r"[\\/]", path) if part][-count:]) if isinstance(path, str) else ""
+
+
+def _data_name(train: object) -> str:
+    """What a run learned from: the end of its path, or of the first few of several."""
+    sources = train if isinstance(train, list) else [train]
+    names = [name for source in sources[:4] if (name := _last_parts(source, 2))]
+    return ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
 
 
 def _state(course: Course) -> tuple[str, str]:

@@ -239,7 +239,12 @@ def refusals(refused: Sequence[dict[str, Any]]) -> Refusals:
     """Counts the refused records by reason, and keeps the first 50."""
     reasons = Counter(shown(record.get("reason")) for record in refused)
     first = [
-        (shown(record.get("file")), shown(record.get("line")), shown(record.get("reason")), shown(record.get("cure")))
+        (
+            shown(record.get("file")),
+            shown(record.get("line", record.get("item"))),
+            shown(record.get("reason")),
+            shown(record.get("cure")),
+        )
         for record in refused[:_MOST_REFUSALS]
     ]
     return Refusals(len(refused), reasons.most_common(_MOST_REASONS), first)

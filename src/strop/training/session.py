@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,9 +21,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from strop.data.accounting import check_refused
 from strop.data.checks import check_questions
 from strop.data.examples import Dataset, prepare
+from strop.data.mixture import parse_sources, whole_path, whole_sources
 from strop.data.preview import length_histogram, segments
+from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.model.families import read_spec
@@ -82,7 +86,7 @@ def train_run(
     _refuse_existing(folder)
     levers = read_levers(plan_overrides or {})
     early = Journal(None, listener)
-    inputs = _prepare(_with_whole_paths(resolved), early)
+    inputs = _prepare(_with_whole_paths(resolved, early), early)
     choice = _choose(inputs, budget_bytes, levers, early)
     run = create_run(folder)
     journal = Journal(run, listener)
@@ -190,6 +194,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
         progress=journal.progress("reading data"),
         cache=cache_folder() / "samples",
     )
+    check_refused(dataset, recipe.data.refuse_limit)
     if recipe.data.thinking is None:  # chat opens its turns as the answers that were learned were opened
         resolved = resolved.with_value("data.thinking", "keep" if dataset.thinking else "drop", "data")
     for finding in (*dataset.findings, *check_questions(recipe.watch.ask, dataset.learned)):
@@ -312,9 +317,7 @@ def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
         },
     )
     for refusal in (*dataset.refused, *dataset.held_out_refused):
-        place = refusal.place
-        facts = {"file": place.file, "line": place.line or place.item, "reason": refusal.reason, "cure": refusal.cure}
-        run.append(run.path / "refused.jsonl", facts)
+        run.append(run.path / "refused.jsonl", refusal.as_dict())
     targets = [spec.projection_shape(name) for name in inputs.targets]
     hashes: dict[str, dict[str, str]] = {"model": {}, "template": {}, "data": {}}
     for (part, key), value in inputs.identity.items():
@@ -341,6 +344,8 @@ def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
                 "refused": len(dataset.refused),
                 "held_out_read": dataset.held_out_read,
                 "held_out_refused": len(dataset.held_out_refused),
+                "sources": [asdict(source) for source in dataset.sources],
+                "shapes": dict(dataset.shapes),
             },
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
             "device": _device_facts(choice.forecast.plan),
@@ -350,7 +355,7 @@ def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
 
 def _histogram(dataset: Dataset) -> dict[str, list[int]]:
     """Lengths of all samples: the lower edges of the bars and, last, the upper end; and how many lie in each."""
-    buckets = length_histogram([*dataset.learned, *dataset.held_out])
+    buckets = length_histogram(Joined(dataset.learned, dataset.held_out))
     edges = [bucket.low for bucket in buckets] + [bucket.high + 1 for bucket in buckets[-1:]]
     return {"bins": edges, "counts": [bucket.count for bucket in buckets]}
 
@@ -371,17 +376,22 @@ def _device_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _with_whole_paths(resolved: Resolved) -> Resolved:
-    """Model and data as absolute paths, so that the run can be resumed and asked from any folder."""
+def _with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:
+    """Model and data so that the run can be resumed and asked from any folder: absolute paths, pinned hub ids."""
     recipe = resolved.recipe
-    for field, value in (("model", recipe.model), ("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        if isinstance(value, str) and Path(value).exists():
-            resolved = resolved.with_value(field, str(Path(value).resolve()), resolved.sources[field])
+    whole: dict[str, str | tuple[str, ...]] = {"data.train": whole_sources(recipe.data.train, journal.note)}
+    if isinstance(recipe.data.eval, str):
+        whole["data.eval"] = whole_path(recipe.data.eval, journal.note)
+    if Path(recipe.model).exists():
+        whole["model"] = str(Path(recipe.model).resolve())
+    for field, value in whole.items():
+        resolved = resolved.with_value(field, value, resolved.sources[field])
     return resolved
 
 
 def _default_folder(recipe: Recipe) -> Path:
-    model, data = (Path(text).stem or "run" for text in (recipe.model, recipe.data.train))
+    source = parse_sources(recipe.data.train)[0].path
+    model, data = (re.sub(r"[^\w.-]+", "-", Path(text).stem).strip("-") or "run" for text in (recipe.model, source))
     stamp = datetime.now().astimezone().strftime("%Y-%m-%d")
     folder = Path("runs") / f"{stamp}-{model}-{data}"
     number = 2

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from strop.data.examples import Dataset
 from strop.data.records import Example
+from strop.data.samples import asking
 from strop.data.tokenizer import Tokenizer
 from strop.evaluate.ask import (
     DEFAULT_QUESTIONS,
     Question,
     answer_questions,
-    asks,
     question_of_sample,
     question_of_text,
 )
@@ -28,7 +28,7 @@ def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
     if recipe.watch.ask:
         thinking = recipe.data.thinking == "keep"
         return [question_of_text(text, recipe.data.system, thinking=thinking) for text in recipe.watch.ask]
-    examples = [example for example in dataset.held_out or dataset.learned if asks(example)]
+    examples = asking(dataset.held_out or dataset.learned)
     count = min(DEFAULT_QUESTIONS, len(examples))
     return [question_of_sample(examples[index * len(examples) // count]) for index in range(count)]
 

@@ -1,0 +1,301 @@
+"""Data sets on hubs: what an id means, which files are a split's, and both hubs' protocols, on a server of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+
+from strop.data import sources_hub
+from strop.data.mixture import Mixture, whole_sources
+from strop.data.sources import read_records
+from strop.data.sources_hub import HubId, Repository, chosen_files, hub_id
+from strop.errors import DataError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ROW = '{"question": "q", "answer": "a"}\n'
+CARD = """---
+license: mit
+configs:
+- config_name: main
+  default: true
+  data_files:
+  - split: train
+    path: main/part-*.jsonl
+  - split: test
+    path: [main/held.jsonl]
+- config_name: other
+  data_files: other/**
+---
+# A data set
+"""
+FILES = {
+    "README.md": "# no front matter",
+    "data/train-00000.jsonl": ROW * 2,
+    "data/train-00001.jsonl": ROW,
+    "data/test.jsonl": ROW * 5,
+    "load.py": "raise SystemExit",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/name", HubId("hf", "owner/name")),
+        ("owner/name:test", HubId("hf", "owner/name", "", "test")),
+        ("hf:owner/na.me@v1.0:main/train", HubId("hf", "owner/na.me", "v1.0", "main/train")),
+        ("hf:o/n@refs/convert/parquet:default/train", HubId("hf", "o/n", "refs/convert/parquet", "default/train")),
+        ("ms:owner/name@master:train", HubId("ms", "owner/name", "master", "train")),
+        ("ms:owner/name.jsonl", HubId("ms", "owner/name.jsonl")),
+    ],
+)
+def test_what_an_id_means(text: str, expected: HubId) -> None:
+    assert hub_id(text) == expected
+    assert str(expected).endswith(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name", "a/b/c", "./owner/name", "owner/name.jsonl", "owner/rows.csv.gz", "/owner/name", "here/name", "C:/a/b"],
+)
+def test_what_is_meant_as_a_path_is_no_id(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub_id(text) is None
+
+
+def repository(*names: str, card: str = "") -> Repository:
+    return Repository(COMMIT, dict.fromkeys(names, (None, None)), card)
+
+
+@pytest.mark.parametrize(
+    ("selection", "names", "files"),
+    [
+        ("", ["a.jsonl"], ["a.jsonl"]),
+        ("", ["train.jsonl", "test.jsonl"], ["train.jsonl"]),
+        ("test", ["train.jsonl", "test.jsonl", "README.md"], ["test.jsonl"]),
+        ("", ["data/train-10.parquet", "data/train-9.parquet"], ["data/train-9.parquet", "data/train-10.parquet"]),
+        (
+            "main/test",
+            ["main/train-0.parquet", "main/test-0.parquet", "socratic/test-0.parquet"],
+            ["main/test-0.parquet"],
+        ),
+        ("default/train", ["default/train/0000.parquet", "default/test/0000.parquet"], ["default/train/0000.parquet"]),
+        ("sub/b.csv", ["a.jsonl", "sub/b.csv"], ["sub/b.csv"]),
+    ],
+)
+def test_a_split_is_found_by_names(selection: str, names: list[str], files: list[str]) -> None:
+    assert chosen_files(HubId("hf", "o/n", "", selection), repository(*names)) == files
+
+
+@pytest.mark.parametrize(
+    ("selection", "files"),
+    [("main/test", ["main/held.jsonl"]), ("main/train", ["main/part-1.jsonl"]), ("other/train", ["other/x/y.csv"])],
+)
+def test_a_card_says_what_a_split_is(selection: str, files: list[str]) -> None:
+    known = repository("main/part-1.jsonl", "main/held.jsonl", "main/part/2.jsonl", "other/x/y.csv", card=CARD)
+    assert chosen_files(HubId("hf", "o/n", "", selection), known) == files
+
+
+@pytest.mark.parametrize(
+    ("selection", "names", "what", "words"),
+    [
+        ("", ["load.py", "README.md"], "holds no data files", ["load.py", "never run", "@refs/convert/parquet"]),
+        ("", ["images.zip"], "holds no data files", [".zip", "download"]),
+        ("", ["a/train.jsonl", "b/train.jsonl"], "which configuration?", ["a, b", "hf:o/n:a/train"]),
+        ("c/train", ["a/train.jsonl", "b/train.jsonl"], "has no configuration 'c'", ["a, b"]),
+        ("dev", ["train.jsonl", "test.jsonl"], "has no split 'dev'", ["train, test", "hf:o/n:train"]),
+        ("", ["train.jsonl", "train.csv"], "in several formats", ["hf:o/n:train."]),
+    ],
+)
+def test_what_is_unclear_is_asked(selection: str, names: list[str], what: str, words: list[str]) -> None:
+    with pytest.raises(DataError, match=what.replace("?", r"\?")) as caught:
+        chosen_files(HubId("hf", "o/n", "", selection), repository(*names))
+    for word in words:
+        assert word in str(caught.value)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Speaks both hubs' protocols about one data set, owner/name."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+    damaged = False
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        path, query = unquote(url.path), {key: values[0] for key, values in parse_qs(url.query).items()}
+        self.asked.append(self.path)
+        if path.startswith("/api/datasets/owner/name"):
+            revision = path.partition("/revision/")[2]
+            if revision not in ("", "main", "v1", COMMIT):
+                self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+                return
+            siblings = [{"rfilename": name, "size": len(text)} for name, text in FILES.items()]
+            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
+        elif path.startswith(f"/datasets/owner/name/resolve/{COMMIT}/"):
+            self.file(path.partition(f"{COMMIT}/")[2])
+        elif path == "/api/v1/datasets/owner/name":
+            self.data({"Id": 7})
+        elif path == "/api/v1/datasets/owner/name/commits" and query["Ref"] in ("master", COMMIT):
+            self.data({"Commit": [{"Id": COMMIT}]})
+        elif path == "/api/v1/datasets/7/repo/tree" and query["Revision"] == COMMIT:
+            listed = [
+                {"Path": name, "Type": "blob", "Size": len(text), "Sha256": sha(text)} for name, text in FILES.items()
+            ]
+            start = (int(query["PageNumber"]) - 1) * int(query["PageSize"])
+            self.data({"Files": [{"Path": "data", "Type": "tree"}, *listed][start : start + int(query["PageSize"])]})
+        elif path == "/api/v1/datasets/owner/name/repo" and query["Revision"] == COMMIT:
+            self.file(query["FilePath"])
+        else:
+            self.answer(404, b'{"error": "none"}', {"X-Error-Code": "RepoNotFound"})
+
+    def data(self, value: object) -> None:
+        self.answer(200, json.dumps({"Code": 200, "Data": value}).encode())
+
+    def file(self, name: str) -> None:
+        content = FILES[name].encode()
+        if self.damaged:
+            content = content[:-2] + b" \n"
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        wanted = self.headers.get("Range", "")
+        if wanted.startswith("bytes="):
+            start = int(wanted.removeprefix("bytes=").split("-", maxsplit=1)[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.answer(206, content[start:], headers)
+        else:
+            self.answer(200, content, headers)
+
+    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Type": "application/json", "Accept-Ranges": "bytes", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    handler = type("OneHub", (Hub,), {"asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
+    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "strop"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    sources_hub._repository.cache_clear()
+    yield handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    sources_hub._repository.cache_clear()
+
+
+@pytest.mark.parametrize("source", ["owner/name", "hf:owner/name@v1", "ms:owner/name", "ms:owner/name@master:train"])
+def test_the_files_of_a_split_are_fetched_and_no_others(hub: type[Hub], source: str) -> None:
+    places = [str(record.place) for record in read_records(source)]
+    kind = source[:2] if ":" in source[:3] else "hf"
+    label = f"{kind}:owner/name@{COMMIT[:12]}/data/train-0000"
+    assert places == [f"{label}0.jsonl:1", f"{label}0.jsonl:2", f"{label}1.jsonl:1"]
+    assert not any("test.jsonl" in path or "load.py" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_a_pinned_id_is_read_again_without_the_network(
+    hub: type[Hub], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    pinned = whole_sources((f"{kind}:owner/name*2",), notes.append)
+    assert pinned == (f"{kind}:owner/name@{COMMIT}*2",)
+    assert notes == [f"{kind}:owner/name is commit {COMMIT[:12]}: 2 files, 0.0 MB"]
+    assert len(list(Mixture(pinned, 0))) == 6
+    hub.asked.clear()
+    sources_hub._repository.cache_clear()
+    assert len(list(Mixture(pinned, 0))) == 6
+    assert hub.asked == []
+
+
+def test_offline_takes_what_is_here_and_says_what_is_not(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    list(read_records("hf:owner/name"))
+    hub.asked.clear()
+    sources_hub._repository.cache_clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert len(list(read_records("hf:owner/name"))) == 3
+    with pytest.raises(DataError, match="hf:owner/other has not been fetched yet"):
+        list(read_records("hf:owner/other"))
+    with pytest.raises(DataError, match=r"test\.jsonl cannot be fetched"):
+        list(read_records("hf:owner/name:test"))
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("owner/none", "no such data set on the hub, and no such path here"),
+        ("hf:owner/name@v9", "no such revision"),
+        ("ms:owner/none", "no such data set or revision"),
+        ("ms:owner/name@v9", "no such data set or revision"),
+    ],
+)
+def test_what_a_hub_does_not_have_is_said(hub: type[Hub], source: str, found: str) -> None:
+    with pytest.raises(DataError, match="cannot be fetched") as caught:
+        list(read_records(source))
+    assert found in caught.value.found
+    assert caught.value.do
+
+
+def test_a_broken_download_is_taken_up_where_it_ended(hub: type[Hub], tmp_path: Path) -> None:
+    whole = FILES["data/train-00000.jsonl"]
+    part = tmp_path / "strop" / "hub" / "ms" / "owner--name" / COMMIT / "data" / "train-00000.jsonl.part"
+    part.parent.mkdir(parents=True)
+    part.write_text(whole[:20], encoding="utf-8")
+    assert len(list(read_records("ms:owner/name"))) == 3
+    assert part.with_suffix("").read_text(encoding="utf-8") == whole
+    assert not part.exists()
+
+
+def test_a_damaged_download_is_refused_and_not_kept(hub: type[Hub], tmp_path: Path) -> None:
+    hub.damaged = True
+    with pytest.raises(DataError, match="did not arrive whole"):
+        list(read_records("ms:owner/name:data/train-00000.jsonl"))
+    assert not list((tmp_path / "strop").rglob("train-00000.jsonl*"))
+    hub.damaged = False
+    assert len(list(read_records("ms:owner/name:data/train-00000.jsonl"))) == 2
+
+
+def test_a_path_that_leads_out_of_the_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources_hub._repository.cache_clear()
+    monkeypatch.setattr("strop.data.hub_modelscope.look_up", lambda *_: repository("../../evil.jsonl"))
+    with pytest.raises(DataError, match=r"evil\.jsonl"):
+        list(read_records("ms:owner/name"))
+    sources_hub._repository.cache_clear()
+
+
+def test_nobody_is_asked_about_local_data(hub: type[Hub], tmp_path: Path) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "a.jsonl").write_text(ROW, encoding="utf-8")
+    assert len(list(read_records("owner/name"))) == 1
+    assert whole_sources("owner/name") == str(tmp_path / "owner" / "name")
+    assert hub.asked == []
