@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from made_rows import ENGLISH, MAKERS, NAMES, chinese_prose, prose
-
 from strop.data.lint.check import examine
 from strop.data.records import Conversation, Message, Place
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import data_lint
 import numpy as np
 import pytest
 
+import data_lint
 from strop.data.conversations import RowReader
 from strop.data.lint import fix, lint
 from strop.data.lint.characters import Characters, plain

@@ -7,8 +7,8 @@ the same packs with every operation counted on the way.
 from dataclasses import replace
 
 import pytest
-from planner_cases import INTERNLM_7B, NOTHING, PLAN, QKV, decoder, example, examples, job, machine, only, spec
 
+from planner_cases import INTERNLM_7B, NOTHING, PLAN, QKV, decoder, example, examples, job, machine, only, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.kernels import nf4, qlora_linear

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planner_cases import PLAN
 
+from planner_cases import PLAN
 from strop.errors import UsageError
 from strop.plan.plan import LEVERS, check_device, plan_from_dict, read_levers
 

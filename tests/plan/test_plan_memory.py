@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from planner_cases import INTERNLM_7B, PLAN, QKV, decoder, job, machine, spec
 
+from planner_cases import INTERNLM_7B, PLAN, QKV, decoder, job, machine, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.kernels import qlora_linear

@@ -4,8 +4,8 @@ from itertools import product as every
 
 import numpy as np
 import pytest
-from planner_cases import example, examples
 
+from planner_cases import example, examples
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.plan import workload as workload_module

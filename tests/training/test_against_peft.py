@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from against_peft import Job, make_job, peft_held_out_loss, peft_side, strop_side
 
+from against_peft import Job, make_job, peft_held_out_loss, peft_side, strop_side
 from strop.data.examples import prepare
 from strop.data.problems import write_problems
 from strop.data.tokenizer import Tokenizer
