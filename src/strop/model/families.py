@@ -88,10 +88,11 @@ def _llama(config: Config, place: Path) -> DecoderSpec:
         head_size=_size(config, "head_dim", hidden // heads),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope=_rope(config, place),
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
         tied_head=bool(config.get("tie_word_embeddings", False)),
         context=_size(config, "max_position_embeddings", 2048),
+        attention_input_bias=bool(config.get("attention_bias", False)),
+        attention_output_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
     )
 
 
