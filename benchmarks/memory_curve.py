@@ -73,7 +73,7 @@ def sizes(model: str) -> Any:
     """The sizes of a model that is made here."""
     from strop.model.spec import DecoderSpec, RopeSpec
 
-    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec(), "attention_bias": False, "mlp_bias": False}
+    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec()}
     if model == "1b":
         shape = {"vocabulary": 32000, "hidden": 2048, "intermediate": 5632, "layers": 22, "heads": 32, "kv_heads": 4}
     else:

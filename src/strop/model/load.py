@@ -18,6 +18,7 @@ from strop.model.decoder import Decoder, Layer
 from strop.model.families import read_spec
 from strop.model.head import Embedding, Head
 from strop.model.spec import GROUPS, DecoderSpec, module_path
+from strop.model.support import require_support
 from strop.model.weights import EMBEDDING, FINAL_NORM, HEAD, WeightReader
 
 Progress = Callable[[int, int], None]
@@ -46,6 +47,7 @@ def load_decoder(
         ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
     """
     spec = read_spec(folder)
+    require_support(spec, folder / "config.json")
     reader = WeightReader(folder)
     reader.check(spec)
     device = torch.device(device)
