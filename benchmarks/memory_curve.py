@@ -168,13 +168,13 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
     from strop.model.families import read_spec
     from strop.model.starter import starter_folder
-    from strop.model.weights import WeightReader
+    from strop.model.tensors import ModelTensors
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
 
     folder = starter_folder() if point.model == "smollm2" else None
     spec = read_spec(folder) if folder else sizes(point.model)
-    item_bytes = WeightReader(folder).item_bytes if folder else lambda _: 2
+    item_bytes = ModelTensors(folder).item_bytes if folder else lambda _: 2
     learned = samples_of(point.samples * point.steps * 2, point.longest, spec.vocabulary)
     recipe = Recipe(
         model="made here",

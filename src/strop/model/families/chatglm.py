@@ -37,7 +37,7 @@ def spec(settings: Settings) -> DecoderSpec:
         kv_heads=groups if settings.flag("multi_query_attention") else heads,
         head_size=head_size,
         norm_eps=settings.number("layernorm_epsilon", 1e-5),
-        rope=RopeSpec(10000.0 * _ratio(settings), rotated=head_size // 2, interleaved=True),
+        rope=RopeSpec(10000.0 * _ratio(settings), rotary_size=head_size // 2, interleaved=True),
         attention_input_bias=bias or settings.flag("add_qkv_bias"),
         attention_output_bias=bias,
         mlp_bias=bias,

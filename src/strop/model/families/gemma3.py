@@ -30,9 +30,8 @@ def spec(settings: Settings) -> DecoderSpec:
 def _text(settings: Settings, layers_path: str = "model.layers") -> DecoderSpec:
     layers = settings.size("num_hidden_layers", 26)
     every = settings.size("sliding_window_pattern", 6)
-    settings.get("layer_types")
-    defaults = {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208}
-    settings.config = {**defaults, **settings.config, "num_hidden_layers": layers}
+    # The configs of the models that see leave out what transformers has as defaults.
+    settings.fill(num_attention_heads=8, num_key_value_heads=4, vocab_size=262208, num_hidden_layers=layers)
     rope, local = _ropes(settings)
     return capped(
         settings,

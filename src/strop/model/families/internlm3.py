@@ -12,9 +12,7 @@ def spec(settings: Settings) -> DecoderSpec:
     """InternLM 3's settings; ``bias`` is that of o and the MLP, transformers calls the two attention and MLP bias."""
     inputs = settings.flag("qkv_bias", default=settings.flag("attention_bias"))
     others = settings.flag("bias", default=settings.flag("mlp_bias"))
-    return llama_like(
-        settings, "internlm3", attention_input_bias=inputs, attention_output_bias=others, mlp_bias=others
-    )
+    return llama_like(settings, "internlm3", attention_input_bias=inputs, attention_output_bias=others, mlp_bias=others)
 
 
 FAMILY = Family(

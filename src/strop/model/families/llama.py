@@ -17,9 +17,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", **dict.fromkeys(
 def spec(settings: Settings) -> DecoderSpec:
     """Llama's settings."""
     attention, mlp = settings.flag("attention_bias"), settings.flag("mlp_bias")
-    return llama_like(
-        settings, "llama", attention_input_bias=attention, attention_output_bias=attention, mlp_bias=mlp
-    )
+    return llama_like(settings, "llama", attention_input_bias=attention, attention_output_bias=attention, mlp_bias=mlp)
 
 
 def llama_like(settings: Settings, family: str, **changes: Any) -> DecoderSpec:
@@ -58,9 +56,7 @@ def llama_like(settings: Settings, family: str, **changes: Any) -> DecoderSpec:
     return DecoderSpec(**fields)
 
 
-def windows(
-    settings: Settings, layers: int, sliding: list[bool], size: int | None = None
-) -> tuple[int, ...] | None:
+def windows(settings: Settings, layers: int, sliding: list[bool], size: int | None = None) -> tuple[int, ...] | None:
     """The window of each layer, 0 for none: as layer_types says, or else ``sliding``.
 
     Args:

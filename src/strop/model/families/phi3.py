@@ -19,7 +19,7 @@ def spec(settings: Settings) -> DecoderSpec:
     scaling = settings.get("rope_scaling")
     if isinstance(scaling, dict) and scaling.get("type") == "yarn":
         # The first configs call LongRoPE so; transformers reads them that way in this family.
-        settings.config = {**settings.config, "rope_scaling": {**scaling, "type": "longrope"}}
+        settings.config["rope_scaling"] = {**scaling, "type": "longrope"}
     return llama_like(
         settings,
         "phi3",

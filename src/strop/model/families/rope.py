@@ -1,4 +1,4 @@
-"""Rotary embeddings as configs write them: the older ``rope_theta`` and ``rope_scaling``, the newer ``rope_parameters``.
+"""Rotary embeddings as configs write them, the older way and the newer one.
 
     {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}                 older
     {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}         newer
@@ -67,9 +67,7 @@ def rope_of(
     for name in ("short_factors", "long_factors"):
         if name in more and len(more[name]) != rotated // 2:
             raise ValueError(f"{name[:-1]} of the rope has {len(more[name])} numbers, not {rotated // 2}")
-    return RopeSpec(
-        theta=theta, rotated=None if rotated == head_size else rotated, interleaved=interleaved, **more
-    )
+    return RopeSpec(theta=theta, rotary_size=None if rotated == head_size else rotated, interleaved=interleaved, **more)
 
 
 def _plain(_given: Settings, _context: int) -> Config:

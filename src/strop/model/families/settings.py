@@ -18,22 +18,27 @@ from strop.errors import ModelError
 
 Config = dict[str, Any]
 
+# fmt: off
 HARMLESS = frozenset(
-    """
-    architectures auto_map model_type name_or_path transformers_version torch_dtype dtype use_cache tokenizer_class
-    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
-    initializer_range initializer_factor attention_dropout attention_probs_dropout_prob hidden_dropout
-    hidden_dropout_prob resid_pdrop embd_pdrop attn_pdrop residual_dropout embedding_dropout attn_dropout_prob
-    emb_dropout_prob gradient_checkpointing pretraining_tp attn_implementation cache_implementation
-    output_attentions output_hidden_states output_past return_dict return_dict_in_generate output_scores is_decoder
-    chunk_size_feed_forward task_specific_params problem_type id2label label2id finetuning_task max_length min_length
-    temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences do_sample early_stopping
-    diversity_penalty length_penalty repetition_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
-    max_new_tokens use_bfloat16 torchscript tf_legacy_loss pruned_heads bad_words_ids prefix suffix
-    unsloth_version unsloth_fixed unsloth_optimized transformers.js_config is_llama_config model_max_length license
-    mlp_dropout classifier_dropout seed optimizer_type base_model_pp_plan base_model_tp_plan
-    """.split()
+    (
+        "architectures", "auto_map", "model_type", "name_or_path", "transformers_version", "torch_dtype", "dtype",
+        "use_cache", "tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
+        "sep_token_id", "cls_token_id", "mask_token_id", "decoder_start_token_id", "initializer_range",
+        "initializer_factor", "attention_dropout", "attention_probs_dropout_prob", "hidden_dropout",
+        "hidden_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout",
+        "attn_dropout_prob", "emb_dropout_prob", "gradient_checkpointing", "pretraining_tp", "attn_implementation",
+        "cache_implementation", "output_attentions", "output_hidden_states", "output_past", "return_dict",
+        "return_dict_in_generate", "output_scores", "is_decoder", "chunk_size_feed_forward", "task_specific_params",
+        "problem_type", "id2label", "label2id", "finetuning_task", "max_length", "min_length", "temperature", "top_k",
+        "top_p", "typical_p", "num_beams", "num_beam_groups", "num_return_sequences", "do_sample", "early_stopping",
+        "diversity_penalty", "length_penalty", "repetition_penalty", "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size", "max_new_tokens", "use_bfloat16", "torchscript", "tf_legacy_loss",
+        "pruned_heads", "bad_words_ids", "prefix", "suffix", "unsloth_version", "unsloth_fixed", "unsloth_optimized",
+        "transformers.js_config", "is_llama_config", "model_max_length", "license", "mlp_dropout",
+        "classifier_dropout", "seed", "optimizer_type", "base_model_pp_plan", "base_model_tp_plan",
+    )
 )
+# fmt: on
 """Keys that have no influence on a forward pass: ids of tokens, training, generation, how the weights are stored."""
 
 
@@ -46,7 +51,7 @@ class Settings:
     """
 
     def __init__(self, config: Config, place: Path) -> None:
-        self.config = config
+        self.config = dict(config)
         self.place = place
         self._read: set[str] = set()
 
@@ -127,6 +132,10 @@ class Settings:
         if not isinstance(value, dict):
             raise ValueError(f"{key} is {value!r}, not an object")
         return Settings(value, self.place)
+
+    def fill(self, **values: Any) -> None:
+        """Gives keys that are absent the family's own values."""
+        self.config = {**values, **{key: value for key, value in self.config.items() if value is not None}}
 
     def ignore(self, *keys: str) -> None:
         """Marks keys that do not matter in this family."""
