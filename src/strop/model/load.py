@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from strop.errors import ModelError
 from strop.kernels import nf4
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
 from strop.model.decoder import Decoder, Layer
-from strop.model.families import read_spec
 from strop.model.head import Embedding, Head
 from strop.model.spec import GROUPS, DecoderSpec, module_path
-from strop.model.weights import EMBEDDING, FINAL_NORM, HEAD, WeightReader
+from strop.model.support import require_support
+from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
 
 Progress = Callable[[int, int], None]
 
@@ -45,14 +44,11 @@ def load_decoder(
     Raises:
         ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
     """
-    spec = read_spec(folder)
-    reader = WeightReader(folder)
-    reader.check(spec)
+    tensors = ModelTensors(folder)
+    spec, read = tensors.spec, tensors.read
+    require_support(spec, folder / "config.json")
     device = torch.device(device)
     buffer = WeightBuffer()
-
-    def read(name: str) -> Tensor:
-        return _finite(reader.read(name), name, folder)
 
     head_VD = read(EMBEDDING if spec.tied_head else HEAD)
     stored = head_VD.dtype
@@ -61,7 +57,7 @@ def load_decoder(
     if spec.tied_head:
         rows = Embedding(head_VD)
     elif embedding == "file":
-        rows = Embedding(None, lambda tokens_U: reader.read_rows(EMBEDDING, tokens_U))
+        rows = Embedding(None, lambda tokens_U: tensors.read_rows(EMBEDDING, tokens_U))
     else:
         rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
@@ -89,16 +85,3 @@ def _load_layer(
         for name in ("input_layernorm", "post_attention_layernorm")
     ]
     return Layer(index, norms[0], norms[1], tuple(groups))
-
-
-def _finite(tensor: Tensor, name: str, folder: Path) -> Tensor:
-    """Refuses a tensor with NaN or infinity: its largest magnitude tells."""
-    lowest, highest = tensor.aminmax()
-    if not (lowest.isfinite() and highest.isfinite()):
-        raise ModelError(
-            f"{folder}: tensor {name} holds numbers that are not finite",
-            expected="finite weights",
-            found=f"lowest {lowest.item()}, highest {highest.item()}",
-            do="fetch the model again",
-        )
-    return tensor

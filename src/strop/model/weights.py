@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
-from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ class _Entry:
 
 
 class WeightReader:
-    """The tensors of a model folder, by Hugging Face's names.
+    """The tensors of a model folder, by the names of its files.
 
     Raises:
         ModelError: no safetensors, a truncated or broken file, a missing tensor or a wrong shape.
@@ -53,9 +48,9 @@ class WeightReader:
         for path in self.files:
             self._entries.update(_read_header(path))
 
-    def check(self, spec: DecoderSpec) -> None:
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names and shapes with what the spec asks for, before anything is read."""
-        for name, shape in expected_shapes(spec).items():
+        for name, shape in shapes.items():
             entry = self._entries.get(name)
             found = entry.shape if entry else None
             if found != shape:
@@ -66,19 +61,28 @@ class WeightReader:
                     do="config.json and the weights must be of one model; fetch the model again",
                 )
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """One tensor, in the dtype of the file.
 
         Plain reads, not a memory map: mapped pages would count as the process's memory until the whole model is in it.
+
+        Args:
+            name: a tensor.
+            rows: ranges [start, end) of its rows, read alone and in this order; None for all.
         """
         import torch
 
         entry, dtype = self._entries[name], self._dtype(name)
-        buffer = bytearray(entry.end - entry.start)
+        row_bytes = (entry.end - entry.start) // entry.shape[0]
+        rows = [(0, entry.shape[0])] if rows is None else rows
+        count = sum(end - start for start, end in rows)
+        buffer = bytearray(count * row_bytes)
+        view, at = memoryview(buffer), 0
         with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            file.readinto(buffer)
-        return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+            for start, end in rows:
+                file.seek(entry.start + start * row_bytes)
+                at += file.readinto(view[at : at + (end - start) * row_bytes])
+        return torch.frombuffer(buffer, dtype=dtype).view(count, *entry.shape[1:])
 
     def read_rows(self, name: str, rows_U: Tensor) -> Tensor:
         """Some rows of a matrix [U, columns], in the dtype of the file; each is a read of its own.
@@ -127,23 +131,6 @@ class WeightReader:
                     if progress:
                         progress(len(block))
         return digest.hexdigest()
-
-
-def expected_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a decoder of this spec reads."""
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocabulary, spec.hidden)}
-    for layer in range(spec.layers):
-        for name in PROJECTIONS:
-            path, shape = module_path(layer, name), spec.projection_shape(name)
-            shapes[f"{path}.weight"] = shape
-            if spec.has_bias(name):
-                shapes[f"{path}.bias"] = shape[:1]
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{layer}.{norm}.weight"] = (spec.hidden,)
-    shapes[FINAL_NORM] = (spec.hidden,)
-    if not spec.tied_head:
-        shapes[HEAD] = (spec.vocabulary, spec.hidden)
-    return shapes
 
 
 def _read_header(path: Path) -> dict[str, _Entry]:

@@ -30,12 +30,12 @@ from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.hub.hashes import cache_folder
-from strop.model.families import read_spec
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
 from strop.model.source import model_folder, whole_model
 from strop.model.spec import DecoderSpec
-from strop.model.weights import WeightReader
+from strop.model.support import require_support
+from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import choose
 from strop.plan.forecast import Choice
@@ -181,9 +181,9 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     recipe = resolved.recipe
     targets = parse_targets(recipe.adapter.targets)
     folder = model_folder(recipe.model, journal.note, journal.progress)
-    spec = read_spec(folder)
-    reader = WeightReader(folder)
-    reader.check(spec)
+    tensors = ModelTensors(folder)
+    spec = tensors.spec
+    require_support(spec, folder / "config.json")
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
@@ -202,7 +202,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
             where = f" ({finding.instances[0].place})" if finding.instances else ""
             journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
-        ("model", "sha256"): reader.sha256(),
+        ("model", "sha256"): tensors.reader.sha256(),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
         ("template", "sha256"): tokenizer.template.sha256,
         ("data", "fingerprint"): dataset.fingerprint,
@@ -235,7 +235,7 @@ def _choose(
     steps = total_steps(inputs.recipe.train, len(inputs.dataset.learned))
     return choose(
         inputs.spec,
-        WeightReader(inputs.folder).item_bytes,
+        ModelTensors(inputs.folder).item_bytes,
         inputs.dataset,
         inputs.recipe,
         steps=steps,
