@@ -73,7 +73,7 @@ def sizes(model: str) -> Any:
     """The sizes of a model that is made here."""
     from strop.model.spec import DecoderSpec, RopeSpec
 
-    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec(), "attention_bias": False, "mlp_bias": False}
+    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec()}
     if model == "1b":
         shape = {"vocabulary": 32000, "hidden": 2048, "intermediate": 5632, "layers": 22, "heads": 32, "kv_heads": 4}
     else:
@@ -168,13 +168,13 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
     from strop.model.families import read_spec
     from strop.model.starter import starter_folder
-    from strop.model.weights import WeightReader
+    from strop.model.tensors import ModelTensors
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
 
     folder = starter_folder() if point.model == "smollm2" else None
     spec = read_spec(folder) if folder else sizes(point.model)
-    item_bytes = WeightReader(folder).item_bytes if folder else lambda _: 2
+    item_bytes = ModelTensors(folder).item_bytes if folder else lambda _: 2
     learned = samples_of(point.samples * point.steps * 2, point.longest, spec.vocabulary)
     recipe = Recipe(
         model="made here",

@@ -54,8 +54,6 @@ def spec(**changes: Any) -> DecoderSpec:
         "head_size": 16,
         "norm_eps": 1e-5,
         "rope": RopeSpec(),
-        "attention_bias": False,
-        "mlp_bias": False,
         "tied_head": False,
         "context": 2048,
     }
@@ -70,7 +68,8 @@ INTERNLM_7B = spec(
     heads=32,
     kv_heads=32,
     head_size=128,
-    attention_bias=True,
+    attention_input_bias=True,
+    attention_output_bias=True,
 )
 
 

@@ -29,7 +29,7 @@ JOBS = {
     "all projections": {},
     "q, k, v": {"targets": parse_targets(QKV), "rank": 8},
     "dropout": {"dropout": 0.1, "targets": parse_targets("o_proj,down_proj")},
-    "biases": {"spec": spec(attention_bias=True, mlp_bias=True)},
+    "biases": {"spec": spec(attention_input_bias=True, attention_output_bias=True, mlp_bias=True)},
     "tied": {"spec": spec(tied_head=True)},
     "one layer": {"spec": spec(layers=1, kv_heads=6)},
 }

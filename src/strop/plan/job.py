@@ -15,7 +15,7 @@ from strop.data.records import Example
 from strop.data.samples import asking, held_bytes, store_of
 from strop.model.lora import parse_targets
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
-from strop.model.weights import EMBEDDING, HEAD
+from strop.model.tensors import EMBEDDING, HEAD
 from strop.recipe import Recipe
 
 # Questions that are asked at each look where the recipe names none, and a guess at how many letters make a token.
@@ -88,7 +88,7 @@ def read_job(
 
     Args:
         spec: the model.
-        item_bytes: bytes of a number of a tensor in the model's files (`WeightReader.item_bytes`).
+        item_bytes: bytes of a number of a tensor in the model's files (`ModelTensors.item_bytes`).
         dataset: what is learned and held out.
         recipe: the recipe.
         steps: optimiser steps of the run.

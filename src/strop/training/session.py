@@ -29,13 +29,13 @@ from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
-from strop.model.families import read_spec
+from strop.hub.hashes import cache_folder
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
-from strop.model.source import model_folder
+from strop.model.source import model_folder, whole_model
 from strop.model.spec import DecoderSpec
-from strop.model.starter import cache_folder
-from strop.model.weights import WeightReader
+from strop.model.support import require_support
+from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import choose
 from strop.plan.forecast import Choice
@@ -180,10 +180,10 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
     targets = parse_targets(recipe.adapter.targets)
-    folder = model_folder(recipe.model, journal.note)
-    spec = read_spec(folder)
-    reader = WeightReader(folder)
-    reader.check(spec)
+    folder = model_folder(recipe.model, journal.note, journal.progress)
+    tensors = ModelTensors(folder)
+    spec = tensors.spec
+    require_support(spec, folder / "config.json")
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
@@ -202,7 +202,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
             where = f" ({finding.instances[0].place})" if finding.instances else ""
             journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
-        ("model", "sha256"): reader.sha256(),
+        ("model", "sha256"): tensors.reader.sha256(),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
         ("template", "sha256"): tokenizer.template.sha256,
         ("data", "fingerprint"): dataset.fingerprint,
@@ -235,7 +235,7 @@ def _choose(
     steps = total_steps(inputs.recipe.train, len(inputs.dataset.learned))
     return choose(
         inputs.spec,
-        WeightReader(inputs.folder).item_bytes,
+        ModelTensors(inputs.folder).item_bytes,
         inputs.dataset,
         inputs.recipe,
         steps=steps,
@@ -382,8 +382,7 @@ def _with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:
     whole: dict[str, str | tuple[str, ...]] = {"data.train": whole_sources(recipe.data.train, journal.note)}
     if isinstance(recipe.data.eval, str):
         whole["data.eval"] = whole_path(recipe.data.eval, journal.note)
-    if Path(recipe.model).exists():
-        whole["model"] = str(Path(recipe.model).resolve())
+    whole["model"] = whole_model(recipe.model, journal.note)
     for field, value in whole.items():
         resolved = resolved.with_value(field, value, resolved.sources[field])
     return resolved
