@@ -179,9 +179,10 @@ class _Inputs:
 def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
-    targets = parse_targets(recipe.adapter.targets)
+    parse_targets(recipe.adapter.targets)
     folder = model_folder(recipe.model, journal.note)
     spec = read_spec(folder)
+    targets = parse_targets(recipe.adapter.targets, spec.projections)
     reader = WeightReader(folder)
     reader.check(spec)
     tokenizer = Tokenizer.from_folder(folder)
