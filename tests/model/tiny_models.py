@@ -18,7 +18,7 @@ from strop.kernels.qlora_linear import WeightBuffer
 from strop.model.assemble import make_layer, make_norm
 from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
-from strop.model.spec import DecoderSpec, RopeSpec
+from strop.model.spec import DecoderSpec, ExpertsSpec, RopeSpec
 
 SIZES = {
     "vocab_size": 320,
@@ -105,6 +105,8 @@ class Case:
     def tensor(self, model: Any, name: str, gradient: bool = False) -> Tensor:
         """A view of a parameter, or of its gradient, by canonical name."""
         rows = slice(None)
+        if ".experts." in name:
+            return self._expert(model, name)
         for part, (theirs, first, last) in self.fused.items():
             if f".{part}." in name:
                 name, rows = name.replace(f".{part}.", f".{theirs}."), slice(first, last)
@@ -113,6 +115,14 @@ class Case:
             name = self.their_name(name)
         parameter = model.get_parameter(name)
         return (parameter.grad if gradient else parameter)[rows]
+
+    def _expert(self, model: Any, name: str) -> Tensor:
+        """transformers keeps the experts of a layer in two tensors."""
+        block, expert, projection = name.removesuffix(".weight").rsplit(".", 2)
+        if projection == "down_proj":
+            return model.get_parameter(f"{block}.down_proj")[int(expert)]
+        both = model.get_parameter(f"{block}.gate_up_proj")[int(expert)]
+        return both[: len(both) // 2] if projection == "gate_proj" else both[len(both) // 2 :]
 
     def their_name(self, name: str) -> str:
         for ours, theirs in self.names.items():
@@ -216,6 +226,17 @@ CASES: dict[str, Case] = {
         "SmolLM3",
         {"no_rope_layers": [1, 0, 1], "use_sliding_window": False},
         {"rope_layers": (True, False, True), "rope": RopeSpec(theta=2000000.0)},
+    ),
+    "mixtral": Case(
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+        {"experts": ExpertsSpec(5, 2, 96), "rope": RopeSpec(theta=1e6)},
+    ),
+    "qwen3 moe": Case(
+        "Qwen3Moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": False}
+        | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        {"qk_norm": "head", "experts": ExpertsSpec(6, 3, 32, normalise_weights=False)},
     ),
     "rope yarn": Case(
         "Llama",
