@@ -242,6 +242,20 @@ class DecoderSpec:
         return wide, wide, (self.hidden, self.experts.intermediate)
 
     @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of every product with frozen weights of a layer: groups, and an expert's two."""
+        groups = [[self.projection_shape(name) for name in names] for names in self.groups]
+        if self.experts is not None:
+            gate, up, down = self.expert_shapes
+            groups += [[gate, up], [down]]
+        return tuple((shapes[0][1], sum(outputs for outputs, _ in shapes)) for shapes in groups)
+
+    @property
+    def activated(self) -> int:
+        """Numbers that a token's activations have in a layer."""
+        return self.experts.active * self.experts.intermediate if self.experts else self.intermediate
+
+    @property
     def expert_weights(self) -> int:
         """Weights of all experts of all layers, in NF4 as projections are; routers left out."""
         count = self.experts.count if self.experts else 0
