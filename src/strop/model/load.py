@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.model.base import Base, open_base
-from strop.model.decoder import Decoder, Layer
+from strop.kernels.qlora_linear import WeightBuffer
+from strop.model.assemble import make_layer, make_norm
+from strop.model.base import open_base
+from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
-from strop.model.spec import GROUPS, DecoderSpec, module_path
 from strop.model.support import require_support
 from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
 
@@ -63,22 +63,10 @@ def load_decoder(
     layers = []
     with open_base(tensors, device) as base:
         for index in range(spec.layers):
-            layers.append(_load_layer(index, spec, base, buffer))
+            layers.append(make_layer(index, spec, base.read, base.quantized, buffer))
             if progress:
                 progress(index + 1, spec.layers)
-    final_norm_D = read(FINAL_NORM).to(device=device, dtype=torch.float32)
-    return Decoder(spec, rows, Head(head_VD, dtype, stored), final_norm_D, layers, dtype, buffer)
-
-
-def _load_layer(index: int, spec: DecoderSpec, base: Base, buffer: WeightBuffer) -> Layer:
-    groups = []
-    for names in GROUPS:
-        paths = [module_path(index, name) for name in names]
-        weights = [base.quantized(f"{path}.weight") for path in paths]
-        biases = [base.read(f"{path}.bias") for path, name in zip(paths, names, strict=True) if spec.has_bias(name)]
-        groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
-    norms = [
-        base.read(f"model.layers.{index}.{name}.weight").float()
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-    return Layer(index, norms[0], norms[1], tuple(groups))
+        final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, base.read)
+        bias_V = base.read("lm_head.bias").float() if spec.head_bias else None
+    head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
+    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)

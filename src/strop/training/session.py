@@ -30,6 +30,7 @@ from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.hub.hashes import cache_folder
+from strop.model.adapter_tree import from_tree
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
 from strop.model.source import model_folder, whole_model
@@ -179,11 +180,12 @@ class _Inputs:
 def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
-    targets = parse_targets(recipe.adapter.targets)
+    parse_targets(recipe.adapter.targets)
     folder = model_folder(recipe.model, journal.note, journal.progress)
     tensors = ModelTensors(folder)
     spec = tensors.spec
     require_support(spec, folder / "config.json")
+    targets = parse_targets(recipe.adapter.targets, spec.projections)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
@@ -265,7 +267,7 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
         weights = checkpoint.path / "adapter_model.safetensors"
-        load_matrices(adapter, load_file(weights), weights)
+        load_matrices(adapter, from_tree(decoder.spec, load_file(weights), adapter.targets, adapter.rank), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
     return Training(
         run=run,
