@@ -141,7 +141,7 @@ def _kernels() -> dict[str, str]:
 def _cache(problems: list[str]) -> dict[str, Any]:
     import shutil
 
-    from strop.model.starter import cache_folder
+    from strop.hub.hashes import cache_folder
 
     folder = cache_folder()
     try:

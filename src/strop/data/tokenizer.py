@@ -1,6 +1,7 @@
 """A model folder's tokenizer, with what Strop has to know about its control tokens.
 
-    tokenizer.json            the tokenizer itself, run by the library `tokenizers`
+    tokenizer.json            the tokenizer itself, run by the library `tokenizers`; or an older format
+                              (`strop.data.tokenizer_files`)
     tokenizer_config.json     the named special tokens (bos_token, eos_token, …), and the chat template in older folders
     special_tokens_map.json   the named special tokens that tokenizer_config.json leaves out
     chat_template.jinja       the chat template, before the one in tokenizer_config.json
@@ -15,7 +16,6 @@ turn "#" into the end of every answer.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -28,6 +28,7 @@ import tokenizers
 from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
 from strop.data.template import ChatTemplate
+from strop.data.tokenizer_files import read_backend, read_json
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
 
@@ -73,17 +74,18 @@ class Tokenizer:
         eos_ids = list(eos_ids)
         self._made_of = (dict(named), eos_ids)
         _register(backend, named.values(), eos_ids)
-        added = backend.get_added_tokens_decoder()
-        self.special_tokens = {
-            token.content: index for index, token in sorted(added.items()) if token.special and len(token.content) > 1
-        }
         self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
         self.bos = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
         self.eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
         self.template = ChatTemplate(template, named, template_name)
-        # What begins texts ends none, even where a template writes it there: a slip that must not become a stop token.
-        ends = [text for text, index in self.special_tokens.items() if index != self.bos or index == self.eos]
-        behind_answers = find_stop_token(self.template, ends)
+        behind_answers = find_stop_token(self.template, self._possible_ends())
+        if behind_answers is not None:  # an added token that nobody called special, such as <eoa>, becomes so here
+            _register(backend, [behind_answers], [])
+        self.special_tokens = {
+            token.content: index
+            for index, token in sorted(backend.get_added_tokens_decoder().items())
+            if token.special and len(token.content) > 1
+        }
         self.stop_tokens = {
             text: index
             for text, index in self.special_tokens.items()
@@ -102,22 +104,22 @@ class Tokenizer:
         """Read a model folder's tokenizer.
 
         Args:
-            folder: a folder with tokenizer.json and a chat template.
+            folder: a folder with a tokenizer (see `strop.data.tokenizer_files`) and a chat template.
 
         Raises:
             ModelError: a file is missing or broken; with the folder, the file and the cure.
             TemplateError: the chat template is not Jinja, or cannot render one question and its answer.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json")
-        named = _named_tokens(config, _read_json(folder / "special_tokens_map.json"))
+        config = read_json(folder / "tokenizer_config.json")
+        named = _named_tokens(config, read_json(folder / "special_tokens_map.json"))
         template, template_name = _read_template(folder, config)
         eos_ids = [
             index
             for file in ("generation_config.json", "config.json")
-            for index in _as_ids(_read_json(folder / file).get("eos_token_id"))
+            for index in _as_ids(read_json(folder / file).get("eos_token_id"))
         ]
-        return cls(_read_backend(folder), template, named, eos_ids, template_name)
+        return cls(read_backend(folder), template, named, eos_ids, template_name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process that encodes: what this was made of."""
@@ -162,6 +164,18 @@ class Tokenizer:
         """
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
 
+    def _possible_ends(self) -> list[str]:
+        """The added tokens that may end an answer: no white space, and not what begins texts.
+
+        A bos_token that a template writes behind answers is a slip that must not become a stop token.
+        """
+        added = self.backend.get_added_tokens_decoder()
+        return [
+            token.content
+            for index, token in added.items()
+            if len(token.content.strip()) == len(token.content) > 1 and (index != self.bos or index == self.eos)
+        ]
+
     def _before_texts(self) -> str:
         """The control tokens that the tokenizer itself puts before a text, as its files say."""
         tokens = [self.backend.id_to_token(index) or "" for index in self.backend.encode("a").ids]
@@ -204,31 +218,6 @@ def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequ
             backend.add_special_tokens([known or tokenizers.AddedToken(text, normalized=False)])
 
 
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        other = next(
-            (name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (folder / name).is_file()), None
-        )
-        raise ModelError(
-            f"{folder} has no tokenizer.json",
-            expected="the tokenizer in the format of the library tokenizers",
-            found=f"{other}, an older format" if other else "no tokenizer",
-            do="give a complete model folder; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers "
-            "writes tokenizer.json out of the older formats",
-        )
-    try:
-        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read", found=str(error), do="check the file and its permissions") from error
-    except Exception as error:  # the library raises nothing more precise
-        raise ModelError(
-            f"{file} is not a tokenizer",
-            found=str(error),
-            do="download the file again, or update the package tokenizers",
-        ) from error
-
-
 def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     """The chat template's source and where it stands."""
     file = folder / "chat_template.jinja"
@@ -268,16 +257,3 @@ def _as_ids(value: Any) -> list[int]:
     """An eos_token_id as configs write it: a number, a list, or nothing."""
     values = value if isinstance(value, list) else [value]
     return [index for index in values if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} is not a JSON object", found=type(value).__name__, do="download the file again")
-    return value

@@ -26,9 +26,9 @@ from strop.data.prompts import PromptPair, compare_some
 from strop.data.records import Example, Refusal
 from strop.data.tokenizer import Tokenizer
 from strop.errors import ModelError, UsageError
+from strop.hub.hashes import cache_folder
 from strop.model.families import read_spec
 from strop.model.source import model_folder
-from strop.model.starter import cache_folder
 from strop.recipe import Recipe
 from strop.review.findings import find
 from strop.run.journal import Journal
@@ -201,7 +201,7 @@ def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Jour
         UsageError: the recipe cannot be understood.
         InputError: model, template or data.
     """
-    folder = model_folder(recipe.model, journal.note)
+    folder = model_folder(recipe.model, journal.note, journal.progress)
     tokenizer = Tokenizer.from_folder(folder)
     try:
         context = read_spec(folder).context

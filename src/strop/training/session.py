@@ -29,11 +29,11 @@ from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
+from strop.hub.hashes import cache_folder
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
-from strop.model.source import model_folder
+from strop.model.source import model_folder, whole_model
 from strop.model.spec import DecoderSpec
-from strop.model.starter import cache_folder
 from strop.model.support import require_support
 from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
@@ -180,7 +180,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
     targets = parse_targets(recipe.adapter.targets)
-    folder = model_folder(recipe.model, journal.note)
+    folder = model_folder(recipe.model, journal.note, journal.progress)
     tensors = ModelTensors(folder)
     spec = tensors.spec
     require_support(spec, folder / "config.json")
@@ -382,8 +382,7 @@ def _with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:
     whole: dict[str, str | tuple[str, ...]] = {"data.train": whole_sources(recipe.data.train, journal.note)}
     if isinstance(recipe.data.eval, str):
         whole["data.eval"] = whole_path(recipe.data.eval, journal.note)
-    if Path(recipe.model).exists():
-        whole["model"] = str(Path(recipe.model).resolve())
+    whole["model"] = whole_model(recipe.model, journal.note)
     for field, value in whole.items():
         resolved = resolved.with_value(field, value, resolved.sources[field])
     return resolved

@@ -1,9 +1,12 @@
-"""ModelScope's hub over plain HTTPS: what a data set holds, and its files.
+"""ModelScope's hub over plain HTTPS: what a repository holds, and its files.
 
     GET /api/v1/datasets/owner/name                             {"Data": {"Id": …}}
     GET /api/v1/datasets/owner/name/commits?Ref=…               {"Data": {"Commit": [{"Id": …}, …]}}
     GET /api/v1/datasets/ID/repo/tree?Revision=…&Recursive=…    {"Data": {"Files": [{"Path", "Type", "Size", …}]}}
     GET /api/v1/datasets/owner/name/repo?Revision=…&FilePath=…  the file; a Range is honoured
+    GET /api/v1/models/owner/name/commits?Ref=…                 as with data sets
+    GET /api/v1/models/owner/name/repo/files?Revision=…         {"Data": {"Files": […]}}, all on one page
+    GET /api/v1/models/owner/name/repo?Revision=…&FilePath=…    the file
 
 A file is written beside its final name and takes it when its size and, where the hub tells it, its SHA-256 are right; a
 download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT names another server.
@@ -11,53 +14,52 @@ download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT nam
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
 import urllib.error
-import urllib.request
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from strop.data.hub_store import is_commit, read_repository, repository_folder, write_repository
-from strop.data.sources_hub import Repository
-from strop.errors import DataError
+from strop.errors import InputError
+from strop.hub.repository import DATA_SET, MODEL, Kind, Repository, is_commit
+from strop.hub.store import read_repository, repository_folder, write_repository
+from strop.hub.transfer import NotWholeError, Told, fetch_file, open_address
 
 _PAGE = 100
 _MOST_PAGES = 1000
-_PIECE = 1 << 20
-_SECONDS = 60
+_HEADERS = {"User-Agent": "strop"}
 _ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError)
 
 
-def look_up(name: str, revision: str) -> Repository:
-    """What a data set holds.
+def look_up(name: str, revision: str, kind: Kind = DATA_SET) -> Repository:
+    """What a repository holds.
 
     Args:
         name: owner/name.
         revision: branch, tag or commit; empty for the branch "master".
+        kind: data set or model.
 
     Raises:
-        DataError: the hub cannot be asked, or has no such data set or revision.
+        InputError: the kind's: the hub cannot be asked, or has no such repository or revision.
     """
-    kept = read_repository("ms", name, revision) if is_commit(revision) else None
+    kept = read_repository("ms", name, revision, kind) if is_commit(revision) else None
     if kept is not None:
         return kept
-    wanted = revision or "master"
+    place = f"/api/v1/{kind.name}s/{quote(name)}"
     try:
-        identity = _data(f"/api/v1/datasets/{quote(name)}")["Id"]
-        commits = _data(f"/api/v1/datasets/{quote(name)}/commits", Ref=wanted, PageNumber=1, PageSize=1)
+        commits = _data(f"{place}/commits", Ref=revision or "master", PageNumber=1, PageSize=1)
         commit = str(commits["Commit"][0]["Id"])
-        files = _files(identity, commit)
+        files = _files(_data(place)["Id"], commit) if kind is DATA_SET else _model_files(place, commit)
         repository = Repository(commit, files)
-        if "README.md" in files:
+        if "README.md" in files and kind is DATA_SET:
             card = download(name, repository, "README.md").read_text(encoding="utf-8", errors="replace")
             repository = Repository(commit, files, card)
     except _ERRORS as error:
-        raise _refusal(f"ms:{name}" + (f"@{revision}" if revision else ""), error) from error
-    write_repository("ms", name, revision, repository)
+        raise _refusal(f"ms:{name}" + (f"@{revision}" if revision else ""), error, kind) from error
+    write_repository("ms", name, revision, repository, kind)
     return repository
 
 
@@ -67,28 +69,45 @@ def download(name: str, repository: Repository, file: str) -> Path:
     Raises:
         DataError: it does not arrive whole.
     """
-    target = repository_folder("ms", name) / repository.commit / PurePosixPath(file)
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(target.name + ".part")
+    return _fetch(name, repository, file, None, DATA_SET)
+
+
+def fetch(name: str, repository: Repository, file: str, progress: Told | None = None) -> Path:
+    """One file of a model, fetched unless it is here.
+
+    Raises:
+        ModelError: it does not arrive whole.
+    """
+    return _fetch(name, repository, file, progress, MODEL)
+
+
+def _fetch(name: str, repository: Repository, file: str, progress: Told | None, kind: Kind) -> Path:
+    target = repository_folder("ms", name, kind) / repository.commit / PurePosixPath(file)
     size, sha256 = repository.files.get(file, (None, None))
     query = {"Source": "SDK", "Revision": repository.commit, "FilePath": file, "View": "False"}
     try:
-        _receive(f"/api/v1/datasets/{quote(name)}/repo", query, staging)
-        digest, length = _measure(staging)
-    except _ERRORS as error:
-        raise _refusal(f"ms:{name}, file {file}", error) from error
-    if (size is not None and length != size) or (sha256 and digest != sha256):
-        staging.unlink()
-        raise DataError(
+        address = _address(f"/api/v1/{kind.name}s/{quote(name)}/repo", query)
+        fetch_file(address, target, size=size, sha256=sha256, headers=_HEADERS, progress=progress)
+    except NotWholeError as error:
+        raise kind.error(
             f"ms:{name}, file {file} did not arrive whole",
-            expected=f"{size} bytes" + (f", SHA-256 {sha256[:16]}…" if sha256 else ""),
-            found=f"{length} bytes, SHA-256 {digest[:16]}…",
+            expected=error.expected,
+            found=error.found,
             do="ask again",
-        )
-    staging.replace(target)
+        ) from error
+    except _ERRORS as error:
+        raise _refusal(f"ms:{name}, file {file}", error, kind) from error
     return target
+
+
+def _model_files(place: str, commit: str) -> dict[str, tuple[int | None, str | None]]:
+    """All files of a model at a commit."""
+    listed = _data(f"{place}/repo/files", Revision=commit, Recursive="True")["Files"]
+    return {
+        str(entry["Path"]).lstrip("/"): (entry.get("Size"), entry.get("Sha256") or None)
+        for entry in listed or ()
+        if entry.get("Type") != "tree"
+    }
 
 
 def _files(identity: Any, commit: str) -> dict[str, tuple[int | None, str | None]]:
@@ -113,51 +132,27 @@ def _files(identity: Any, commit: str) -> dict[str, tuple[int | None, str | None
 
 def _data(path: str, **query: str | int) -> Any:
     """What the API answers, without its envelope."""
-    with _open(path, query, 0) as answer:
+    with open_address(_address(path, query), _HEADERS) as answer:
         body = json.loads(answer.read(256 << 20))
     if body.get("Data") is None:
         raise ValueError(str(body.get("Message") or "an answer without data")[:200])
     return body["Data"]
 
 
-def _receive(path: str, query: dict[str, str], staging: Path) -> None:
-    """Write what a path gives behind what is already there."""
-    start = staging.stat().st_size if staging.exists() else 0
-    try:
-        answer = _open(path, query, start)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing
-            return
-        raise
-    with answer, staging.open("ab" if answer.status == 206 else "wb") as file:
-        while piece := answer.read(_PIECE):
-            file.write(piece)
-
-
-def _open(path: str, query: Any, start: int) -> Any:
+def _address(path: str, query: Mapping[str, str | int]) -> str:
     domain = os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
     endpoint = os.environ.get("MODELSCOPE_ENDPOINT") or f"https://{domain}"
     if not endpoint.startswith(("https://", "http://")):
         raise ValueError(f"MODELSCOPE_ENDPOINT is {endpoint!r}, which is no http address")
-    address = endpoint.rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
-    headers = {"User-Agent": "strop", **({"Range": f"bytes={start}-"} if start else {})}
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310 - http and https only, see above
-    return urllib.request.urlopen(request, timeout=_SECONDS)  # noqa: S310 - the same
+    return endpoint.rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
 
 
-def _measure(file: Path) -> tuple[str, int]:
-    """SHA-256 and length of a file."""
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256")
-    return digest.hexdigest(), file.stat().st_size
-
-
-def _refusal(what: str, error: Exception) -> DataError:
+def _refusal(what: str, error: Exception, kind: Kind) -> InputError:
     missing = isinstance(error, urllib.error.HTTPError) and error.code in (403, 404)
-    return DataError(
+    return kind.error(
         f"{what} cannot be fetched",
-        expected="a data set on ModelScope",
-        found="no such data set or revision, or not for everybody"
+        expected=f"a {kind.people} on ModelScope",
+        found=f"no such {kind.people} or revision, or not for everybody"
         if missing
         else f"{type(error).__name__}: {error}"[:200],
         do="check the name and the revision" if missing else "check the network, or download it and name the folder",

@@ -1,0 +1,144 @@
+"""One file over HTTP: taken up where it was broken off, whole and right or not there.
+
+    name.part ──bytes behind what is there (Range)──▶ name.part ──size, SHA-256──▶ name
+
+A connection that breaks is tried again a few times; what arrived stays in ``name.part`` for the next command. A lock
+keeps two programs from writing one part.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from strop.hub.hashes import file_sha256
+
+Told = Callable[[int], None]
+
+_PIECE = 1 << 20
+_SECONDS = 60
+_ATTEMPTS = 5
+_BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+class NotWholeError(OSError):
+    """What arrived is not what the hub announced."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"expected {expected}, found {found}")
+        self.expected = expected
+        self.found = found
+
+
+def fetch_file(
+    address: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    progress: Told | None = None,
+) -> None:
+    """Bring a file here, unless it is here.
+
+    Args:
+        address: http or https.
+        target: where; its folder is made.
+        size: its bytes, where they are known.
+        sha256: its SHA-256, where it is known.
+        headers: sent to that host alone.
+        progress: called with the bytes that arrived, what an earlier command had left included.
+
+    Raises:
+        NotWholeError: it is of another size or content; nothing is kept.
+        OSError: the network or the disk says no.
+    """
+    import filelock
+
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(target.name + ".part")
+    with filelock.FileLock(f"{staging}.lock"):
+        if not target.exists():  # another program may have fetched it meanwhile
+            _receive(address, dict(headers or {}), staging, progress or (lambda _count: None), size)
+            _check(staging, size, sha256)
+            staging.replace(target)
+    Path(f"{staging}.lock").unlink(missing_ok=True)
+
+
+def open_address(address: str, headers: Mapping[str, str]) -> Any:
+    """An answer; a redirection to another host goes without the headers that are a secret.
+
+    Raises:
+        ValueError: the address is not http or https.
+        OSError: as `urllib.request.urlopen`.
+    """
+    if not address.startswith(("https://", "http://")):
+        raise ValueError(f"{address!r} is no http address")
+    request = urllib.request.Request(address, headers=dict(headers))  # noqa: S310 - http and https only, see above
+    return urllib.request.build_opener(_Redirects).open(request, timeout=_SECONDS)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, taking secrets along only within a host."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> Any:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+            following.headers.pop("Authorization", None)
+            following.headers.pop("Cookie", None)
+        return following
+
+
+def _receive(address: str, headers: dict[str, str], staging: Path, progress: Told, size: int | None) -> None:
+    """Write what an address gives behind what is already there, trying again where the connection breaks."""
+    start = staging.stat().st_size if staging.exists() else 0
+    progress(start)
+    for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+        try:
+            arrived = _receive_once(address, headers, staging, progress)
+        except urllib.error.HTTPError:
+            raise
+        except _BROKEN:
+            arrived = False
+            if not attempts_left:
+                raise
+        if arrived and (size is None or staging.stat().st_size >= size):
+            return
+        time.sleep(0.05 * 4 ** (_ATTEMPTS - 1 - attempts_left))
+
+
+def _receive_once(address: str, headers: dict[str, str], staging: Path, progress: Told) -> bool:
+    start = staging.stat().st_size if staging.exists() else 0
+    try:
+        answer = open_address(address, {**headers, **({"Range": f"bytes={start}-"} if start else {})})
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is missing
+            return True
+        raise
+    resumed = answer.status == 206
+    if not resumed:
+        progress(-start)
+    with answer, staging.open("ab" if resumed else "wb") as file:
+        while piece := answer.read(_PIECE):
+            file.write(piece)
+            progress(len(piece))
+    return True
+
+
+def _check(staging: Path, size: int | None, sha256: str | None) -> None:
+    length = staging.stat().st_size
+    found = file_sha256(staging) if sha256 else ""
+    if (size is not None and length != size) or (sha256 and found != sha256):
+        staging.unlink()
+        raise NotWholeError(
+            f"{size} bytes" + (f", SHA-256 {sha256[:16]}…" if sha256 else ""),
+            f"{length} bytes" + (f", SHA-256 {found[:16]}…" if found else ""),
+        )
