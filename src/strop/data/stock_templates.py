@@ -1,4 +1,4 @@
-"""Chat templates for model folders that have none: older repositories keep theirs in Python code, base models in nothing.
+"""Chat templates for model folders that have none: older repositories keep theirs in code, base models nowhere.
 
     template       written by                                       an answer ends in
     internlm       InternLM 1's repository since January 2024       <eoa>
