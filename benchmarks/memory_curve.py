@@ -104,10 +104,11 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
     import torch
 
     from strop.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor
-    from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-    from strop.model.decoder import Decoder, Layer
+    from strop.kernels.qlora_linear import WeightBuffer
+    from strop.model.assemble import make_layer
+    from strop.model.decoder import Decoder
     from strop.model.head import Embedding, Head
-    from strop.model.spec import GROUPS
+    from strop.model.norms import Norm
 
     generator = torch.Generator().manual_seed(3)
     buffer = WeightBuffer()
@@ -123,17 +124,13 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             shape,
         )
 
-    layers = [
-        Layer(
-            index,
-            torch.ones(spec.hidden),
-            torch.ones(spec.hidden),
-            tuple(
-                FrozenGroup([weight(spec.projection_shape(name)) for name in names], None, buffer) for names in GROUPS
-            ),
-        )
-        for index in range(spec.layers)
-    ]
+    def norm(path: str) -> torch.Tensor:
+        return torch.ones(spec.norms[path.split(".", 3)[-1].removesuffix(".weight")])
+
+    def projection(path: str) -> NF4Tensor:
+        return weight(spec.projection_shape(path.split(".")[-2]))
+
+    layers = [make_layer(index, spec, norm, projection, buffer) for index in range(spec.layers)]
 
     def half() -> torch.Tensor:
         matrix = torch.empty(spec.vocabulary, spec.hidden, dtype=torch.bfloat16)
@@ -161,7 +158,7 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.bfloat16).view(-1, spec.hidden)
 
         embedding = Embedding(None, read)
-    return Decoder(spec, embedding, head, torch.ones(spec.hidden), layers, torch.float32, buffer)
+    return Decoder(spec, embedding, head, Norm(torch.ones(spec.hidden), spec.norm_eps), layers, torch.float32, buffer)
 
 
 def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:

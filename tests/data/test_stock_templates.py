@@ -116,7 +116,7 @@ def test_tools_are_refused(name: str) -> None:
     called = (
         *ONE,
         Message("user", "Q"),
-        Message("assistant", "", calls=(ToolCall("f", "{}", None),)),
+        Message("assistant", "A", calls=(ToolCall("f", "{}", None),)),
         Message("tool", "1"),
     )
     with pytest.raises(TemplateError, match="no place for a turn of the role tool"):

@@ -53,11 +53,11 @@ def real_bytes(asked, plan, workload):
     groups = [group for layer in model.layers for group in layer.groups]
     frozen = sum(weight.nbytes for group in groups for weight in group.weights)
     frozen += sum(group.bias_O.nbytes for group in groups if group.bias_O is not None)
-    frozen += sum(layer.input_norm_D.nbytes + layer.post_attention_norm_D.nbytes for layer in model.layers)
+    frozen += sum(norm.nbytes for layer in model.layers for norm in layer.norms.values())
     moments = [*optimizer._first.values(), *optimizer._second.values()]
     return {
         **found,
-        "base in NF4": frozen + model.final_norm_D.nbytes,
+        "base in NF4": frozen + model.final_norm.nbytes,
         "head": model.head.weight_VD.nbytes,
         "dequantised copies": sum(group.dense_OI.nbytes for group in groups if group.dense_OI is not None),
         "weight buffer": model.buffer._memory.nbytes,

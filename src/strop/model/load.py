@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from strop.kernels import nf4
-from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.model.decoder import Decoder, Layer
+from strop.kernels.qlora_linear import WeightBuffer
+from strop.model.assemble import make_layer, make_norm
+from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
-from strop.model.spec import GROUPS, DecoderSpec, module_path
 from strop.model.support import require_support
 from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
 
@@ -50,6 +50,12 @@ def load_decoder(
     device = torch.device(device)
     buffer = WeightBuffer()
 
+    def placed(name: str) -> Tensor:
+        return read(name).to(device)
+
+    def quantized(name: str) -> nf4.NF4Tensor:
+        return nf4.quantize(placed(name))
+
     head_VD = read(EMBEDDING if spec.tied_head else HEAD)
     stored = head_VD.dtype
     # float32 in the file is never stored in less; bfloat16 of a 16-bit file is what the products take.
@@ -62,26 +68,10 @@ def load_decoder(
         rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
     for index in range(spec.layers):
-        layers.append(_load_layer(index, spec, read, device, buffer))
+        layers.append(make_layer(index, spec, placed, quantized, buffer))
         if progress:
             progress(index + 1, spec.layers)
-    final_norm_D = read(FINAL_NORM).to(device=device, dtype=torch.float32)
-    return Decoder(spec, rows, Head(head_VD, dtype, stored), final_norm_D, layers, dtype, buffer)
-
-
-def _load_layer(
-    index: int, spec: DecoderSpec, read: Callable[[str], Tensor], device: torch.device, buffer: WeightBuffer
-) -> Layer:
-    groups = []
-    for names in GROUPS:
-        paths = [module_path(index, name) for name in names]
-        weights = [nf4.quantize(read(f"{path}.weight").to(device)) for path in paths]
-        biases = [
-            read(f"{path}.bias").to(device) for path, name in zip(paths, names, strict=True) if spec.has_bias(name)
-        ]
-        groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
-    norms = [
-        read(f"model.layers.{index}.{name}.weight").to(device=device, dtype=torch.float32)
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-    return Layer(index, norms[0], norms[1], tuple(groups))
+    final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, placed)
+    bias_V = placed("lm_head.bias").float() if spec.head_bias else None
+    head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
+    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)

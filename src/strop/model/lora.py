@@ -76,24 +76,28 @@ class Adapter:
         }
 
 
-def parse_targets(text: str) -> tuple[str, ...]:
+def parse_targets(text: str, projections: Sequence[str] = PROJECTIONS) -> tuple[str, ...]:
     """Names of the projections that ``adapter.targets`` asks for, in the decoder's order.
+
+    Args:
+        text: names with commas between, or all-linear.
+        projections: those that the model has.
 
     Raises:
         UsageError: a name that is no projection, or none at all.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all-linear"]:
-        return PROJECTIONS
-    unknown = [name for name in names if name not in PROJECTIONS]
+        return tuple(projections)
+    unknown = [name for name in names if name not in projections]
     if unknown or not names:
         raise UsageError(
             "adapter.targets names no projection of this model",
-            expected=f"all-linear, or some of {','.join(PROJECTIONS)}",
+            expected=f"all-linear, or some of {','.join(projections)}",
             found=", ".join(unknown) or "nothing",
             do="for example --adapter.targets q_proj,k_proj,v_proj",
         )
-    return tuple(name for name in PROJECTIONS if name in names)
+    return tuple(name for name in projections if name in names)
 
 
 def make_adapter(
@@ -152,8 +156,8 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
         tensors = load_file(folder / WEIGHTS_FILE)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
         targets = config["target_modules"]
-        wanted = PROJECTIONS if targets == "all-linear" else targets
-        targets = tuple(name for name in PROJECTIONS if name in wanted)
+        wanted = spec.projections if targets == "all-linear" else targets
+        targets = tuple(name for name in spec.projections if name in wanted)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} holds no readable adapter",

@@ -7,30 +7,18 @@ from pathlib import Path
 from strop.errors import ModelError
 from strop.model.spec import DecoderSpec
 
+_ROPES = ("default", "linear", "llama3", "dynamic", "yarn", "longrope")
+
 
 def unsupported(spec: DecoderSpec) -> str:
     """The features that the decoder does not compute, in words; empty where it computes all."""
     ropes = [spec.rope, *([spec.rope_local] if spec.rope_local else [])]
     missing = {
-        "layer norms": spec.norm != "rms",
-        f"norms placed {spec.norm_placement!r}": spec.norm_placement != "pre",
-        "norms of q and k": bool(spec.qk_norm),
-        "a bias on the head": spec.head_bias,
-        "an MLP without a gate": not spec.gated_mlp,
-        f"the activation {spec.activation!r}": spec.activation != "silu",
-        "a second rotary embedding": spec.rope_local is not None,
-        "layers without rotation": spec.rope_layers is not None and not all(spec.rope_layers),
-        "rotation of a part of a head": any(rope.rotary_size not in (None, spec.head_size) for rope in ropes),
-        "rotation of neighbouring pairs": any(rope.interleaved for rope in ropes),
-        "rope " + spec.rope.kind: any(rope.kind not in ("default", "linear", "llama3") for rope in ropes),
-        "ALiBi": spec.alibi,
-        "sliding windows": spec.windows is not None and any(spec.windows),
-        "a scale of attention": spec.attention_scale not in (None, spec.head_size**-0.5),
-        "capped scores": spec.attention_softcap is not None,
-        "capped logits": spec.head_softcap is not None,
-        "a scaled embedding": spec.embedding_scale != 1.0,
-        "a scaled residual": spec.residual_scale != 1.0,
-        "scaled logits": spec.logit_scale != 1.0,
+        f"norms of the kind {spec.norm!r}": spec.norm not in ("rms", "layer"),
+        f"norms placed {spec.norm_placement!r}": spec.norm_placement not in ("pre", "post", "both", "parallel"),
+        f"norms of q and k over {spec.qk_norm!r}": spec.qk_norm not in ("", "head", "full"),
+        f"the activation {spec.activation!r}": spec.activation not in ("silu", "gelu", "gelu_tanh"),
+        "rope " + ", ".join(rope.kind for rope in ropes): any(rope.kind not in _ROPES for rope in ropes),
         "experts": spec.experts is not None,
     }
     return ", ".join(name for name, here in missing.items() if here)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from strop.model.spec import GROUPS
 from strop.model.workspace import GRADES, WIDENED_WEIGHTS
 from strop.plan.job import Job
 from strop.plan.machine import Line, Machine, Rates
@@ -175,10 +174,10 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
     passed = _passes_gradient(job, lowest=lowest)
     group_rows = (asked.tokens, rows, rows, rows)
     weights = [
-        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in GROUPS
+        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in spec.groups
     ]
     products = again = 0.0
-    for group, names in enumerate(GROUPS):
+    for group, names in enumerate(spec.groups):
         forward = _group(job, plan, machine, asked.packs, group_rows[group], names, forward=True)
         products += forward + _group(
             job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
@@ -212,14 +211,14 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
 
 
 def _targeted(job: Job, group: int) -> bool:
-    return any(name in job.targets for name in GROUPS[group])
+    return any(name in job.targets for name in job.spec.groups[group])
 
 
 def _passes_gradient(job: Job, *, lowest: bool) -> tuple[bool, ...]:
     """Whether each group's backward pass makes the gradient of its input: not below the lowest adapter."""
     if not lowest:
         return (True, True, True, True)
-    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(len(GROUPS)))
+    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(len(job.spec.groups)))
 
 
 def _group(
@@ -279,7 +278,7 @@ def _watching(job: Job, plan: Plan, machine: Machine, workload: Workload) -> flo
 def _forward(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float:
     """One pass up."""
     spec, rates = job.spec, rates_of(machine)
-    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in GROUPS)
+    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in spec.groups)
     attention = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
     elementwise = asked.tokens * (
         2 * rates.norm * spec.hidden

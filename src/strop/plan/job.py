@@ -14,7 +14,7 @@ from strop.data.examples import Dataset
 from strop.data.records import Example
 from strop.data.samples import asking, held_bytes, store_of
 from strop.model.lora import parse_targets
-from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.model.spec import DecoderSpec, module_path
 from strop.model.tensors import EMBEDDING, HEAD
 from strop.recipe import Recipe
 
@@ -101,7 +101,7 @@ def read_job(
         prompts = [template + len(text) // _LETTERS_PER_TOKEN for text in recipe.watch.ask]
     return Job(
         spec=spec,
-        targets=parse_targets(recipe.adapter.targets),
+        targets=parse_targets(recipe.adapter.targets, spec.projections),
         rank=recipe.adapter.rank,
         dropout=recipe.adapter.dropout,
         steps=steps,
@@ -112,7 +112,7 @@ def read_job(
         answer_tokens=recipe.watch.answer_tokens,
         head_item=item_bytes(EMBEDDING if spec.tied_head else HEAD),
         embedding_item=item_bytes(EMBEDDING),
-        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in PROJECTIONS),
+        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in spec.projections),
         learned=dataset.learned,
         held_out=dataset.held_out,
     )

@@ -17,7 +17,7 @@ import torch
 from strop.kernels import nf4
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.generate import CACHE_BYTES
-from strop.model.spec import GROUPS, PROJECTIONS, DecoderSpec
+from strop.model.spec import DecoderSpec
 from strop.model.workspace import Slot, Work, layout
 from strop.plan.job import Job
 from strop.plan.machine import Machine, block_rows
@@ -99,7 +99,7 @@ def loading_peak(job: Job, components: Mapping[str, int]) -> int:
     """
     spec = job.spec
     before = components["runtime"] + components["data"] + components["head"]
-    largest = max(rows * columns for rows, columns in map(spec.projection_shape, PROJECTIONS)) * job.weight_item
+    largest = max(rows * columns for rows, columns in map(spec.projection_shape, spec.projections)) * job.weight_item
     head = spec.vocabulary * spec.hidden * job.head_item
     return before + max(head, components["base in NF4"] + components["embedding"] + largest)
 
@@ -111,9 +111,9 @@ def plan_item(plan: Plan) -> int:
 
 def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     """The frozen layers: NF4 with its scales, norms and biases."""
-    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, PROJECTIONS))
-    layer += sum(spec.projection_shape(name)[0] * weight_item for name in PROJECTIONS if spec.has_bias(name))
-    return spec.layers * layer + (2 * spec.layers + 1) * spec.hidden * 4
+    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, spec.projections))
+    layer += sum(spec.projection_shape(name)[0] * weight_item for name in spec.projections if spec.has_bias(name))
+    return spec.layers * layer + spec.norm_weights * 4
 
 
 def nf4_bytes(weights: int) -> int:
@@ -125,7 +125,7 @@ def nf4_bytes(weights: int) -> int:
 def buffer_weights(spec: DecoderSpec) -> int:
     """Weights that are dequantised at one time."""
     sizes = []
-    for names in GROUPS:
+    for names in spec.groups:
         shapes = [spec.projection_shape(name) for name in names]
         rows, inputs = sum(outputs for outputs, _ in shapes), shapes[0][1]
         if rows * inputs > BLOCK_WEIGHTS:

@@ -179,11 +179,12 @@ class _Inputs:
 def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
-    targets = parse_targets(recipe.adapter.targets)
+    parse_targets(recipe.adapter.targets)
     folder = model_folder(recipe.model, journal.note, journal.progress)
     tensors = ModelTensors(folder)
     spec = tensors.spec
     require_support(spec, folder / "config.json")
+    targets = parse_targets(recipe.adapter.targets, spec.projections)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
