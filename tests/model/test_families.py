@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_decoder import batch_of, documents, relative
+from test_engine import agree, engines, reference, work_of
 from tiny_families import CASES, Case, equal_model, read, write_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from strop.errors import ModelError
 from strop.kernels import nf4
 from strop.model.decoder import Decoder
+from strop.model.engine import Engine
 from strop.model.families import families, spec_from_config
 from strop.model.generate import generate
 from strop.model.load import load_decoder
@@ -135,6 +137,13 @@ def test_loss_and_gradients_are_transformers(pair):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, mine, other in zip(adapter.named(), ours, theirs, strict=True):
         assert relative(mine, other) < 1e-5, name
+
+
+def test_the_engine_gives_the_gradients_of_autograd(pair):
+    adapter = adapter_of(pair.ours)
+    batch = batch_of(*documents(9, 30, 1, 17))
+    ours = engines(Engine(pair.ours, work_of(batch, adapter, (1, 1))), batch, adapter)
+    agree(ours, reference(pair.ours, batch, adapter))
 
 
 def test_a_pack_gives_what_its_documents_give_alone(pair):
