@@ -188,6 +188,7 @@ def decoder(model: DecoderSpec, plan: Plan) -> Decoder:
     head_VD = numbers(model.vocabulary, model.hidden).bfloat16()
     rows_VD = numbers(model.vocabulary, model.hidden).bfloat16()
     head = Head(head_VD.float() if plan.head == "dense" else head_VD, torch.float32, torch.bfloat16)
+    head.scale, head.softcap = model.logit_scale, model.head_softcap
     kept = rows_VD if plan.embedding == "memory" else None
     embedding = Embedding(head.weight_VD if model.tied_head else kept, lambda tokens_U: rows_VD[tokens_U])
     biases = torch.zeros(model.hidden) if model.norm == "layer" else None

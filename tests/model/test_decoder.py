@@ -212,7 +212,7 @@ def test_adapter_round_trip_and_peft_reads_it(tmp_path):
     with torch.no_grad():
         for matrix in adapter.parameters():
             matrix.add_(torch.randn_like(matrix) * 0.3)
-    write_adapter(adapter, tmp_path / "adapter", str(tmp_path / "base"))
+    write_adapter(adapter, tmp_path / "adapter", str(tmp_path / "base"), decoder.spec)
     again = read_adapter(tmp_path / "adapter", decoder.spec)
     assert (again.rank, again.alpha, again.dropout, again.targets) == (4, 6, 0.1, ("q_proj", "up_proj"))
     for name, matrix in again.named().items():

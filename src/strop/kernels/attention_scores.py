@@ -96,6 +96,17 @@ class Scoring:
 PLAIN = Scoring()
 
 
+def score_bytes(heads: int, longest: int) -> int:
+    """Most bytes that `attend_blocks_backward` works in: scores, their gradients, and what leads from one to the other.
+
+    Args:
+        heads: query heads.
+        longest: tokens of the longest document, its prefix included.
+    """
+    rows = min(longest, max(1, BLOCK_SCORES // (heads * longest)))
+    return 5 * heads * rows * longest * 4
+
+
 def alibi_slopes(heads: int) -> Tensor:
     """Slopes of Press et al., powers of 2^(−8/heads): float32 [heads].
 

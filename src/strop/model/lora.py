@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strop.errors import ModelError, UsageError
 from strop.kernels.random import uniform
+from strop.model.adapter_tree import PREFIX, from_tree, targets_of, to_tree, tree_settings
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ class Adapter:
         return [matrix.grad for matrix in self.parameters() if matrix.grad is not None]
 
     def named(self) -> dict[str, Tensor]:
-        """The matrices under the names that PEFT gives them on disk."""
+        """The matrices under canonical names, with PEFT's endings."""
         return {
-            f"{_PREFIX}{path}.lora_{letter}.weight": matrix
+            f"{PREFIX}{path}.lora_{letter}.weight": matrix
             for path, pair in self.matrices.items()
             for letter, matrix in zip("AB", pair, strict=True)
         }
@@ -122,8 +122,12 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
-def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
-    """Writes an adapter as PEFT does; `peft.PeftModel.from_pretrained` loads the folder."""
+def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) -> None:
+    """Writes an adapter as PEFT does, under the names of the family's modules.
+
+    `peft.PeftModel.from_pretrained` loads the folder. Where a fused module has adapters for some of its projections
+    only, the file's metadata says for which.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -132,17 +136,21 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": list(adapter.targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
+        **tree_settings(spec, adapter.targets, adapter.rank, adapter.alpha),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in adapter.named().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    tree = to_tree(spec, adapter.matrices).items()
+    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in tree}
+    # One key alone: safetensors writes several in any order, and equal adapters have equal bytes.
+    whole = targets_of(spec, config["target_modules"]) == adapter.targets
+    metadata = {"format": "pt"} if whole else {"targets": ",".join(adapter.targets)}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
 
 
 def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:
@@ -155,9 +163,11 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_FILE)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        targets = config["target_modules"]
-        wanted = spec.projections if targets == "all-linear" else targets
-        targets = tuple(name for name in spec.projections if name in wanted)
+        targets = targets_of(spec, config["target_modules"])
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            ours = (file.metadata() or {}).get("targets", "").split(",")
+        targets = tuple(name for name in targets if name in ours or ours == [""])
+        expected = tree_settings(spec, targets, rank, alpha)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} holds no readable adapter",
@@ -165,7 +175,10 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
             found=f"{type(error).__name__}: {error}",
             do="name the folder of an adapter",
         ) from None
-    unsupported = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    unsupported = [key for key in ("use_dora", "use_rslora") if config.get(key)]
+    unsupported += [
+        key for key in ("rank_pattern", "alpha_pattern") if config.get(key) not in (None, {}, expected[key])
+    ]
     if config.get("peft_type") != "LORA" or unsupported:
         raise ModelError(
             f"{folder / CONFIG_FILE}: not a plain LoRA adapter",
@@ -176,7 +189,7 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
     adapter = make_adapter(
         spec, rank=rank, alpha=alpha, dropout=float(config.get("lora_dropout", 0.0)), targets=targets, seed=0
     )
-    load_matrices(adapter, tensors, folder / WEIGHTS_FILE)
+    load_matrices(adapter, from_tree(spec, tensors, targets, rank), folder / WEIGHTS_FILE)
     moved = {path: _leaves(pair, device) for path, pair in adapter.matrices.items()}
     return Adapter(rank, alpha, adapter.dropout, targets, moved)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from strop.kernels import nf4
+from strop.kernels.attention_scores import score_bytes
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.generate import CACHE_BYTES
 from strop.model.spec import DecoderSpec
@@ -78,7 +79,7 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of["runtime"] = max(machine.process_bytes - job.data_bytes, 0)
     bytes_of["data"] = job.data_bytes
     bytes_of["base in NF4"] = base_bytes(spec, job.weight_item)
-    bytes_of["head"] = spec.vocabulary * spec.hidden * head_item(job, plan)
+    bytes_of["head"] = spec.vocabulary * (spec.hidden * head_item(job, plan) + 4 * spec.head_bias)
     bytes_of["embedding"] = _embedding(job, plan, work)
     bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
     bytes_of["weight buffer"] = 0 if dense == spec.layers else buffer_weights(spec) * item
@@ -87,6 +88,7 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
         # The logits' gradient goes into the product in the compute dtype.
         bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
+    bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
     bytes_of["sample answers"] = answer_bytes(job, plan)
     bytes_of["loading"] = max(loading_peak(job, bytes_of) - sum(bytes_of.values()), 0)
     return bytes_of
@@ -156,6 +158,9 @@ def answer_bytes(job: Job, plan: Plan) -> int:
         3 * spec.hidden + 4 * spec.intermediate, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size
     )
     prompts = sum(sorted(job.prompts)[-at_once:]) * widest * item
+    if _scored(spec, max(job.prompts)):
+        # All scores of the longest prompt, and what they are made from.
+        prompts += 4 * spec.heads * max(job.prompts) ** 2 * item
     logits = at_once * spec.vocabulary * 4
     head = 0 if head_item(job, plan) == item else _ANSWER_ROWS * spec.hidden * item
     return cache + max(copied, prompts) + logits + head
@@ -174,5 +179,19 @@ def _embedding(job: Job, plan: Plan, work: Work) -> int:
 
 def _pack_bytes(spec: DecoderSpec, work: Work) -> int:
     """A pack's tokens, places and samples as 64-bit numbers, and its angles with what they are made from."""
-    angles = Slot("", (3, work.tokens, spec.head_size // 2), torch.float32)
-    return angles.bytes + 8 * (3 * work.tokens + 2 * work.learned)
+    ropes = [spec.rope, *([spec.rope_local] if spec.rope_local else [])]
+    angles = sum(
+        Slot("", (3, work.tokens, (rope.rotary_size or spec.head_size) // 2), torch.float32).bytes for rope in ropes
+    )
+    return angles + 8 * (4 * work.tokens + 2 * work.learned)
+
+
+def _score_bytes(spec: DecoderSpec, longest: int) -> int:
+    """What attention works in where scores are not plain: else it works in the library's memory."""
+    return score_bytes(spec.heads, longest) if _scored(spec, longest) else 0
+
+
+def _scored(spec: DecoderSpec, longest: int) -> bool:
+    """Whether any layer makes scores that are not plain for documents of so many tokens."""
+    windows = spec.windows or (0,)
+    return spec.alibi or spec.attention_softcap is not None or any(0 < window < longest for window in windows)

@@ -30,6 +30,7 @@ from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.hub.hashes import cache_folder
+from strop.model.adapter_tree import from_tree
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
 from strop.model.source import model_folder, whole_model
@@ -266,7 +267,7 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
         weights = checkpoint.path / "adapter_model.safetensors"
-        load_matrices(adapter, load_file(weights), weights)
+        load_matrices(adapter, from_tree(decoder.spec, load_file(weights), adapter.targets, adapter.rank), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
     return Training(
         run=run,
