@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_decoder import batch_of, documents, relative
 from test_engine import agree, engines, reference, work_of
-from tiny_families import CASES, Case, equal_model, read, write_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -28,9 +28,10 @@ from strop.model.engine import Engine
 from strop.model.families import families, spec_from_config
 from strop.model.generate import generate
 from strop.model.load import load_decoder
-from strop.model.lora import Adapter, make_adapter
+from strop.model.lora import Adapter, make_adapter, write_adapter
 from strop.model.support import unsupported
 from strop.model.tensors import ModelTensors
+from tiny_families import CASES, Case, equal_model, read, write_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTHS = (17, 1, 40)
@@ -137,6 +138,21 @@ def test_loss_and_gradients_are_transformers(pair):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, mine, other in zip(adapter.named(), ours, theirs, strict=True):
         assert relative(mine, other) < 1e-5, name
+
+
+def test_peft_loads_the_adapter_with_equal_logits(pair, tmp_path):
+    if pair.case.convert is not None:
+        pytest.skip(
+            "its own tree of modules needs its repository's code; tests/model/test_adapter_tree.py has its cuts"
+        )
+    adapter = adapter_of(pair.ours)
+    write_adapter(adapter, tmp_path, "base", pair.ours.spec)
+    tuned = PeftModel.from_pretrained(equal_model(pair.case, pair.folder), tmp_path).eval()
+    (document,) = documents(21)
+    with torch.no_grad():
+        theirs = tuned(torch.tensor([document])).logits[0]
+    assert relative(pair.ours.logits(batch_of(document), adapter), theirs) < 1e-5
+    assert relative(pair.ours.logits(batch_of(document), None), theirs) > 1e-2
 
 
 def test_the_engine_gives_the_gradients_of_autograd(pair):
