@@ -179,10 +179,16 @@ def decoder(model: DecoderSpec, plan: Plan) -> Decoder:
         name = path.split(".", 3)[-1].removesuffix(".weight").removesuffix(".bias")
         if name in model.norms:
             return torch.ones(model.norms[name])
+        if name == "mlp.gate":
+            return numbers(model.experts.count, model.hidden)
         return numbers(model.projection_shape(name.split(".")[-1])[0]).bfloat16()
 
     def read_nf4(path: str) -> nf4.NF4Tensor:
-        return nf4.quantize(numbers(*model.projection_shape(path.split(".")[-2])).bfloat16())
+        name = path.split(".")[-2]
+        shape = model.projection_shape(name)
+        if "experts" in path:
+            shape = model.expert_shapes[("gate_proj", "up_proj", "down_proj").index(name)]
+        return nf4.quantize(numbers(*shape).bfloat16())
 
     layers = [make_layer(index, model, read, read_nf4, buffer) for index in range(model.layers)]
     head_VD = numbers(model.vocabulary, model.hidden).bfloat16()

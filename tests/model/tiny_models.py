@@ -18,7 +18,7 @@ from strop.kernels.qlora_linear import WeightBuffer
 from strop.model.assemble import make_layer, make_norm
 from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
-from strop.model.spec import DecoderSpec, RopeSpec
+from strop.model.spec import DecoderSpec, ExpertsSpec, RopeSpec
 
 SIZES = {
     "vocab_size": 320,
@@ -48,6 +48,7 @@ class Case:
     names: dict[str, str] = field(default_factory=dict)
     fused: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    layers_path: str = "model.layers"
 
     def build(self) -> tuple[Any, Decoder]:
         """The model, and our decoder; both with the dequantised weights."""
@@ -68,6 +69,8 @@ class Case:
         buffer = WeightBuffer()
 
         def read(name: str) -> Tensor:
+            if self.model == "Mpt" and name.endswith("bias"):  # its layer norms have none
+                return torch.zeros(spec.hidden)
             tensor = self.tensor(model, name).detach().clone()
             return tensor + self.norm_offset if "norm" in name else tensor
 
@@ -105,21 +108,32 @@ class Case:
     def tensor(self, model: Any, name: str, gradient: bool = False) -> Tensor:
         """A view of a parameter, or of its gradient, by canonical name."""
         rows = slice(None)
+        if ".experts." in name:
+            return self._expert(model, name)
         for part, (theirs, first, last) in self.fused.items():
             if f".{part}." in name:
                 name, rows = name.replace(f".{part}.", f".{theirs}."), slice(first, last)
+                name = name.replace("model.layers", self.layers_path)
                 break
         else:
             name = self.their_name(name)
         parameter = model.get_parameter(name)
         return (parameter.grad if gradient else parameter)[rows]
 
+    def _expert(self, model: Any, name: str) -> Tensor:
+        """transformers keeps the experts of a layer in two tensors."""
+        block, expert, projection = name.removesuffix(".weight").rsplit(".", 2)
+        if projection == "down_proj":
+            return model.get_parameter(f"{block}.down_proj")[int(expert)]
+        both = model.get_parameter(f"{block}.gate_up_proj")[int(expert)]
+        return both[: len(both) // 2] if projection == "gate_proj" else both[len(both) // 2 :]
+
     def their_name(self, name: str) -> str:
         for ours, theirs in self.names.items():
             if ours.startswith("=") and name.startswith(ours[1:]):
                 return theirs + name[len(ours) - 1 :]
             if f".{ours}." in name:
-                return name.replace(f".{ours}.", f".{theirs}.")
+                return name.replace(f".{ours}.", f".{theirs}.").replace("model.layers", self.layers_path)
         return name
 
 
@@ -216,6 +230,29 @@ CASES: dict[str, Case] = {
         "SmolLM3",
         {"no_rope_layers": [1, 0, 1], "use_sliding_window": False},
         {"rope_layers": (True, False, True), "rope": RopeSpec(theta=2000000.0)},
+    ),
+    "mixtral": Case(
+        "Mixtral",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+        {"experts": ExpertsSpec(5, 2, 96), "rope": RopeSpec(theta=1e6)},
+    ),
+    "qwen3 moe": Case(
+        "Qwen3Moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": False}
+        | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        {"qk_norm": "head", "experts": ExpertsSpec(6, 3, 32, normalise_weights=False)},
+    ),
+    "mpt": Case(
+        "Mpt",
+        {"d_model": 64, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 128}
+        | {"tie_word_embeddings": True},
+        {"norm": "layer", "gated_mlp": False, "activation": "gelu", "alibi": True, "intermediate": 256}
+        | {"kv_heads": 4},
+        {"self_attn.o_proj": "attn.out_proj", "mlp.up_proj": "ffn.up_proj", "mlp.down_proj": "ffn.down_proj"}
+        | {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
+        | {"=model.norm": "transformer.norm_f", "=model.embed_tokens": "transformer.wte"},
+        {f"self_attn.{name}_proj": ("attn.Wqkv", 64 * place, 64 * (place + 1)) for place, name in enumerate("qkv")},
+        layers_path="transformer.blocks",
     ),
     "rope yarn": Case(
         "Llama",

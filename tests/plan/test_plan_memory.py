@@ -11,7 +11,7 @@ from strop.data.packing import pack
 from strop.kernels import qlora_linear
 from strop.model.batch import make_batch
 from strop.model.lora import make_adapter, parse_targets
-from strop.model.spec import RopeSpec
+from strop.model.spec import ExpertsSpec, RopeSpec
 from strop.plan import machine as machine_module
 from strop.plan import memory
 from strop.plan.apply import make_engine
@@ -39,6 +39,10 @@ JOBS = {
     },
     "as Gemma 2": {"spec": spec(norm_placement="both", attention_softcap=5.0, head_softcap=5.0, tied_head=True)},
     "as Phi 2": {"spec": spec(norm="layer", norm_placement="parallel", gated_mlp=False, activation="gelu_tanh")},
+    "as Mixtral": {
+        "spec": spec(experts=ExpertsSpec(count=4, active=2, intermediate=48)),
+        "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    },
     "as OLMo 2": {"spec": spec(norm_placement="post", qk_norm="full", intermediate=32)},
 }
 
@@ -59,7 +63,10 @@ def real_bytes(asked, plan, workload):
     for name, slot in engine.workspace.layout.items():
         found[slot.component] += engine.workspace.all(name).nbytes
     groups = [group for layer in model.layers for group in layer.groups]
-    frozen = sum(weight.nbytes for group in groups for weight in group.weights)
+    experts = [layer.experts for layer in model.layers if layer.experts]
+    quantised = [*groups, *(group for one in experts for group in (*one.gate_up, *one.down))]
+    frozen = sum(weight.nbytes for group in quantised for weight in group.weights)
+    frozen += sum(one.router_XD.nbytes for one in experts)
     frozen += sum(group.bias_O.nbytes for group in groups if group.bias_O is not None)
     frozen += sum(norm.nbytes for layer in model.layers for norm in layer.norms.values())
     moments = [*optimizer._first.values(), *optimizer._second.values()]

@@ -10,8 +10,9 @@ from torch import Tensor
 from strop.kernels.nf4 import NF4Tensor
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
 from strop.model.decoder import Layer
+from strop.model.experts_block import Experts
 from strop.model.norms import Norm
-from strop.model.spec import KEY_NORM, QUERY_NORM, DecoderSpec, module_path
+from strop.model.spec import KEY_NORM, MLP_INPUTS, MLP_OUTPUT, QUERY_NORM, DecoderSpec, module_path
 
 Read = Callable[[str], Tensor]
 """Canonical name → tensor on the decoder's device, in the dtype of the file."""
@@ -36,7 +37,23 @@ def make_layer(
         biases = [read(f"{path}.bias") for path, name in zip(paths, names, strict=True) if spec.has_bias(name)]
         groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
     norms = {name: make_norm(f"model.layers.{index}.{name}", spec, read) for name in spec.norms}
-    return Layer(index, norms, tuple(groups))
+    return Layer(index, norms, tuple(groups), _make_experts(index, spec, read, read_nf4, buffer))
+
+
+def _make_experts(
+    index: int, spec: DecoderSpec, read: Read, read_nf4: Callable[[str], NF4Tensor], buffer: WeightBuffer
+) -> Experts | None:
+    if spec.experts is None:
+        return None
+
+    def group(expert: int, names: tuple[str, ...]) -> FrozenGroup:
+        path = f"model.layers.{index}.mlp.experts.{expert}"
+        return FrozenGroup([read_nf4(f"{path}.{name}.weight") for name in names], None, buffer)
+
+    router_XD = read(f"model.layers.{index}.mlp.gate.weight").float()
+    numbers = range(spec.experts.count)
+    gate_up, down = (tuple(group(number, names) for number in numbers) for names in (MLP_INPUTS, MLP_OUTPUT))
+    return Experts(spec.experts, router_XD, gate_up, down)
 
 
 def make_norm(path: str, spec: DecoderSpec, read: Read) -> Norm:

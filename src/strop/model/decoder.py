@@ -29,6 +29,7 @@ from strop.kernels.qlora_linear import AdapterMemory, Dropout, FrozenGroup, Weig
 from strop.kernels.random import key
 from strop.kernels.rope import rope
 from strop.model.batch import Batch
+from strop.model.experts_block import Experts
 from strop.model.head import Embedding, Head
 from strop.model.lora import Adapter
 from strop.model.norms import Norm
@@ -50,12 +51,19 @@ QKV, OUT, GATE_UP, DOWN = range(4)
 
 @dataclass(slots=True)
 class Layer:
-    """The frozen parts of a layer: its norms by canonical name, and the four groups of projections that share an
-    input."""
+    """The frozen parts of a layer.
+
+    Attributes:
+        index: its number.
+        norms: by canonical name.
+        groups: the groups of projections that share an input.
+        experts: in the place of the MLP's two groups; None where there is an MLP.
+    """
 
     index: int
     norms: dict[str, Norm]
     groups: tuple[FrozenGroup, ...]
+    experts: Experts | None = None
 
 
 @dataclass(slots=True)
@@ -200,6 +208,8 @@ class Decoder:
         x_TD = x_TD + normalized(layer, ATTENTION_OUTPUT_NORM, attended_TD) * scale
         if normal_TD is None:
             normal_TD = normalized(layer, MLP_NORM, x_TD)
+        if layer.experts is not None:
+            return x_TD + layer.experts(normal_TD, self.spec.activation) * scale
         inputs_TG = self.project(layer, GATE_UP, normal_TD, adapter, drop_keys_T)
         hidden_TF = unit(inputs_TG, self.spec.activation, gated=self.spec.gated_mlp)
         given_TD = self.project(layer, DOWN, hidden_TF, adapter, drop_keys_T)

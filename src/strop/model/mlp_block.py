@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from strop.kernels import activation
+from strop.model import experts_block
 from strop.model.decoder import DOWN, GATE_UP, OUT, QKV, Layer
 from strop.model.spec import ATTENTION_NORM, MLP_NORM, MLP_OUTPUT_NORM
 from strop.model.walk import Walk, learned_rows
@@ -22,6 +23,10 @@ def forward(walk: Walk, layer: Layer, middle_TD: Tensor, output_TD: Tensor | Non
             normal_TD = learned_rows(normal_TD, walk.batch.rows_N, walk.space.take("learned_normal", rows))
     else:
         normal_TD = walk.normalize(layer, MLP_NORM, middle_TD, "mlp_normal")
+    if layer.experts is not None:
+        if output_TD is not None:
+            experts_block.forward(walk, layer.experts, normal_TD, output_TD.copy_(middle_TD))
+        return
     gate_up_TG = walk.piece(layer, "gate_up", rows)
     walk.project(layer, GATE_UP, normal_TD, gate_up_TG)
     if output_TD is None and MLP_OUTPUT_NORM not in layer.norms:
@@ -36,6 +41,14 @@ def forward(walk: Walk, layer: Layer, middle_TD: Tensor, output_TD: Tensor | Non
 def backward(walk: Walk, layer: Layer, grad_TD: Tensor) -> bool:
     """Turns the gradient of the output into that of the middle, in place; False where nothing below learns."""
     rows, spec = len(grad_TD), walk.spec
+    if layer.experts is not None:
+        below = walk.wanted_below(layer, QKV, OUT)
+        if below:
+            middle_TD = walk.piece(layer, "middle", rows)
+            normal_TD = walk.normalize(layer, MLP_NORM, middle_TD, "mlp_normal")
+            into_TD = experts_block.backward(walk, layer.experts, normal_TD, grad_TD)
+            layer.norms[MLP_NORM].backward(into_TD, middle_TD, grad_TD)
+        return below
     gate_up_TG, gated_TF = walk.piece(layer, "gate_up", rows), _gated(walk, layer, rows)
     if walk.made_again(layer, DOWN):
         activation.apply(gate_up_TG, spec.activation, gated_TF, gated=spec.gated_mlp)

@@ -183,7 +183,9 @@ class DecoderSpec:
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The projections of a layer, in the groups that share an input."""
+        """The projections of a layer that adapters can have, in the groups that share an input."""
+        if self.experts is not None:
+            return ATTENTION_INPUTS, ATTENTION_OUTPUT
         return GROUPS if self.gated_mlp else (ATTENTION_INPUTS, ATTENTION_OUTPUT, ("up_proj",), MLP_OUTPUT)
 
     @property
@@ -228,8 +230,41 @@ class DecoderSpec:
 
     @property
     def linear_weights(self) -> int:
-        """Weights of all projections of all layers: what NF4 holds."""
+        """Weights of all projections of all layers; experts left out."""
         return self.layers * sum(rows * columns for rows, columns in map(self.projection_shape, self.projections))
+
+    @property
+    def expert_shapes(self) -> tuple[tuple[int, int], ...]:
+        """(outputs, inputs) of an expert's gate, up and down; empty without experts."""
+        if self.experts is None:
+            return ()
+        wide = (self.experts.intermediate, self.hidden)
+        return wide, wide, (self.hidden, self.experts.intermediate)
+
+    @property
+    def products(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of every product with frozen weights of a layer: groups, and an expert's two."""
+        groups = [[self.projection_shape(name) for name in names] for names in self.groups]
+        if self.experts is not None:
+            gate, up, down = self.expert_shapes
+            groups += [[gate, up], [down]]
+        return tuple((shapes[0][1], sum(outputs for outputs, _ in shapes)) for shapes in groups)
+
+    @property
+    def activated(self) -> int:
+        """Numbers that a token's activations have in a layer."""
+        return self.experts.active * self.experts.intermediate if self.experts else self.intermediate
+
+    @property
+    def expert_weights(self) -> int:
+        """Weights of all experts of all layers, in NF4 as projections are; routers left out."""
+        count = self.experts.count if self.experts else 0
+        return self.layers * count * sum(rows * columns for rows, columns in self.expert_shapes)
+
+    @property
+    def router_weights(self) -> int:
+        """Weights of all routers, float32."""
+        return self.layers * self.experts.count * self.hidden if self.experts else 0
 
     @property
     def norm_weights(self) -> int:
@@ -241,7 +276,7 @@ class DecoderSpec:
     def parameters(self) -> int:
         """All weights, the embedding counted once where the head is tied; biases of projections left out."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied_head else 2)
-        return self.linear_weights + embeddings + self.norm_weights
+        return self.linear_weights + self.expert_weights + self.router_weights + embeddings + self.norm_weights
 
     @property
     def _biased(self) -> int:

@@ -165,6 +165,8 @@ class Walk:
 
     def _pairs(self, layer: Layer, group: int) -> Sequence[Pair | None]:
         matrices = self.adapter.matrices if self.adapter else {}
+        if group >= len(layer.groups):
+            return []
         return [matrices.get(module_path(layer.index, name)) for name in self.spec.groups[group]]
 
     def _lowest_adapter(self) -> int:

@@ -149,8 +149,9 @@ def _inside(spec: DecoderSpec, work: Work, rows: int) -> _Sizes:
         "attended": ((tokens, queries), dtype),
         "row_sums": ((spec.heads, tokens), torch.float32),
         "middle": ((rows, spec.hidden), dtype),
-        "gate_up": ((rows, (1 + spec.gated_mlp) * spec.intermediate), dtype),
     }
+    if spec.experts is None:
+        sizes["gate_up"] = ((rows, (1 + spec.gated_mlp) * spec.intermediate), dtype)
     if spec.qk_norm:
         sizes["raw"] = ((tokens, _rotated(spec)), dtype)
     if ATTENTION_OUTPUT_NORM in spec.norms:
@@ -173,7 +174,10 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
         "normal": (tokens, spec.hidden),
         "gradient": (tokens, spec.hidden),
         # The gated product, later its gradient, later the gradient of what attention gave, or of q and k unnormalised.
-        "gated": (tokens, max(spec.intermediate, queries, _rotated(spec) if spec.qk_norm else 0)),
+        "gated": (
+            tokens,
+            max(0 if spec.experts else spec.intermediate, queries, _rotated(spec) if spec.qk_norm else 0),
+        ),
         "qkv_gradient": (tokens, queries + 2 * spec.kv_heads * spec.head_size),
         "output": (tokens, spec.hidden),
         "learned_attended": (work.learned, queries),
@@ -181,6 +185,12 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     if spec.norm_placement == "parallel":
         sizes["learned_normal"] = (work.learned, spec.hidden)
         sizes["normal_gradient"] = (tokens, spec.hidden)
+    if spec.experts is not None:
+        # An expert that every token chose.
+        wide = spec.experts.intermediate
+        sizes |= dict.fromkeys(("expert_input", "expert_output", "expert_gradient"), (tokens, spec.hidden))
+        sizes |= dict.fromkeys(("expert_hidden", "expert_hidden_gradient"), (tokens, wide))
+        sizes["expert_gate_up"] = (tokens, 2 * wide)
     ranks = work.rank * max(sum(name in work.targets for name in group) for group in spec.groups)
     sizes["down"] = sizes["down_gradient"] = (tokens, ranks)
     if work.dropout:

@@ -78,7 +78,7 @@ class Job:
         """Bytes of weights that are read from the model's files."""
         ends = self.spec.vocabulary * self.spec.hidden
         both = ends * self.head_item + (0 if self.spec.tied_head else ends * self.embedding_item)
-        return self.spec.linear_weights * self.weight_item + both
+        return (self.spec.linear_weights + self.spec.expert_weights) * self.weight_item + both
 
 
 def read_job(

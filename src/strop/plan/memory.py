@@ -82,7 +82,7 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of["head"] = spec.vocabulary * (spec.hidden * head_item(job, plan) + 4 * spec.head_bias)
     bytes_of["embedding"] = _embedding(job, plan, work)
     bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
-    bytes_of["weight buffer"] = 0 if dense == spec.layers else buffer_weights(spec) * item
+    bytes_of["weight buffer"] = buffer_weights(spec, copied=dense == spec.layers) * item
     bytes_of["adapters and optimiser"] = job.parameters * _ADAPTER_BYTES
     if item != 4:
         # The logits' gradient goes into the product in the compute dtype.
@@ -101,7 +101,8 @@ def loading_peak(job: Job, components: Mapping[str, int]) -> int:
     """
     spec = job.spec
     before = components["runtime"] + components["data"] + components["head"]
-    largest = max(rows * columns for rows, columns in map(spec.projection_shape, spec.projections)) * job.weight_item
+    shapes = [*map(spec.projection_shape, spec.projections), *spec.expert_shapes]
+    largest = max(rows * columns for rows, columns in shapes) * job.weight_item
     head = spec.vocabulary * spec.hidden * job.head_item
     return before + max(head, components["base in NF4"] + components["embedding"] + largest)
 
@@ -115,7 +116,9 @@ def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     """The frozen layers: NF4 with its scales, norms and biases."""
     layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, spec.projections))
     layer += sum(spec.projection_shape(name)[0] * weight_item for name in spec.projections if spec.has_bias(name))
-    return spec.layers * layer + spec.norm_weights * 4
+    if spec.experts is not None:
+        layer += spec.experts.count * sum(nf4_bytes(rows * columns) for rows, columns in spec.expert_shapes)
+    return spec.layers * layer + (spec.norm_weights + spec.router_weights) * 4
 
 
 def nf4_bytes(weights: int) -> int:
@@ -124,14 +127,17 @@ def nf4_bytes(weights: int) -> int:
     return -(-weights // 2) + blocks + 4 * -(-blocks // nf4.NESTED_BLOCK) + 4
 
 
-def buffer_weights(spec: DecoderSpec) -> int:
-    """Weights that are dequantised at one time."""
-    sizes = []
-    for names in spec.groups:
-        shapes = [spec.projection_shape(name) for name in names]
-        rows, inputs = sum(outputs for outputs, _ in shapes), shapes[0][1]
+def buffer_weights(spec: DecoderSpec, *, copied: bool = False) -> int:
+    """Weights that are dequantised at one time; with a copy of every projection only those of experts are."""
+    shapes = [[spec.projection_shape(name) for name in names] for names in spec.groups if not copied]
+    if spec.experts is not None:
+        gate, up, down = spec.expert_shapes
+        shapes += [[gate, up], [down]]
+    sizes = [0]
+    for group in shapes:
+        rows, inputs = sum(outputs for outputs, _ in group), group[0][1]
         if rows * inputs > BLOCK_WEIGHTS:
-            rows = min(block_rows(inputs), max(outputs for outputs, _ in shapes))
+            rows = min(block_rows(inputs), max(outputs for outputs, _ in group))
         sizes.append(rows * inputs)
     return max(sizes)
 
@@ -154,9 +160,7 @@ def answer_bytes(job: Job, plan: Plan) -> int:
     # An answer that ends is taken out by copying what the others have: the keys first, then the values.
     copied = cache // 2 * (at_once - 1) // at_once
     queries = spec.heads * spec.head_size
-    widest = max(
-        3 * spec.hidden + 4 * spec.intermediate, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size
-    )
+    widest = max(3 * spec.hidden + 4 * spec.activated, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size)
     prompts = sum(sorted(job.prompts)[-at_once:]) * widest * item
     if _scored(spec, max(job.prompts)):
         # All scores of the longest prompt, and what they are made from.
@@ -183,6 +187,9 @@ def _pack_bytes(spec: DecoderSpec, work: Work) -> int:
     angles = sum(
         Slot("", (3, work.tokens, (rope.rotary_size or spec.head_size) // 2), torch.float32).bytes for rope in ropes
     )
+    if spec.experts is not None:
+        # The router's logits, what they become, and the same backward.
+        angles += 6 * 4 * work.tokens * spec.experts.count
     return angles + 8 * (4 * work.tokens + 2 * work.learned)
 
 

@@ -102,11 +102,7 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
 
 def _weights(spec: DecoderSpec) -> set[tuple[int, int]]:
     """(inputs, outputs) of every product with a frozen weight, as large as it is done at a time; the head's too."""
-    sizes = {
-        (spec.projection_shape(names[0])[1], sum(spec.projection_shape(name)[0] for name in names))
-        for names in spec.groups
-    }
-    sizes.add((spec.hidden, spec.vocabulary))
+    sizes = {*spec.products, (spec.hidden, spec.vocabulary)}
     return {(inputs, min(outputs, block_rows(inputs))) for inputs, outputs in sizes}
 
 
