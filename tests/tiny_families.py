@@ -327,7 +327,6 @@ CASES: dict[str, Case] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
             "head_dim": 16,
-            "mlp_only_layers": [1],
             "norm_topk_prob": True,
         },
     ),

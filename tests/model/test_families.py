@@ -231,6 +231,13 @@ def test_what_is_not_computed_is_refused_by_name(config, said):
     assert said in str(error.value)
 
 
+def test_experts_on_some_layers_only_are_refused_when_loaded(tmp_path):
+    case = CASES["qwen3_moe"]
+    write_model(Case(case.kind, {**case.changes, "mlp_only_layers": [1]}), tmp_path)
+    with pytest.raises(ModelError, match="some layers only"):
+        load_decoder(tmp_path / "own")
+
+
 def test_a_setting_that_is_off_is_passed_over():
     off = {"use_mup": False, "mup_base": None, "extra": [], "_name_or_path": "here", "attention_dropout": 0.1}
     assert spec_from_config({**LLAMA, **off}, Path("config.json")) == spec_from_config(LLAMA, Path("config.json"))
