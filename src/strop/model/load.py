@@ -1,6 +1,7 @@
 """From a model folder to a decoder: tensors are read one by one and quantised as they come.
 
-What is in memory at any moment is the NF4 base so far, the embedding, and one full-precision tensor.
+What is in memory at any moment is the NF4 base so far, head and embedding, and a bounded number of full-precision
+tensors (`strop.model.base`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from strop.kernels import nf4
 from strop.kernels.qlora_linear import WeightBuffer
 from strop.model.assemble import make_layer, make_norm
+from strop.model.base import open_base
 from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
 from strop.model.support import require_support
@@ -50,12 +50,6 @@ def load_decoder(
     device = torch.device(device)
     buffer = WeightBuffer()
 
-    def placed(name: str) -> Tensor:
-        return read(name).to(device)
-
-    def quantized(name: str) -> nf4.NF4Tensor:
-        return nf4.quantize(placed(name))
-
     head_VD = read(EMBEDDING if spec.tied_head else HEAD)
     stored = head_VD.dtype
     # float32 in the file is never stored in less; bfloat16 of a 16-bit file is what the products take.
@@ -67,10 +61,15 @@ def load_decoder(
     else:
         rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
-    for index in range(spec.layers):
-        layers.append(make_layer(index, spec, placed, quantized, buffer))
-        if progress:
-            progress(index + 1, spec.layers)
+    with open_base(tensors, device) as base:
+        for index in range(spec.layers):
+            layers.append(make_layer(index, spec, base.read, base.quantized, buffer))
+            if progress:
+                progress(index + 1, spec.layers)
+
+    def placed(name: str) -> torch.Tensor:
+        return read(name).to(device)
+
     final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, placed)
     bias_V = placed("lm_head.bias").float() if spec.head_bias else None
     head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)

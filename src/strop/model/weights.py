@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
+from strop.hub.hashes import file_sha256
+from strop.model.prequantized import PackedState, read_packed, states_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from strop.kernels.nf4 import NF4Tensor
+
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """Where a tensor lies: bytes [start, end) of a file."""
 
     file: Path
@@ -44,15 +48,16 @@ class WeightReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _weight_files(folder)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         for path in self.files:
-            self._entries.update(_read_header(path))
+            self._entries.update(read_header(path))
+        self._packed: dict[str, PackedState] = states_of(self, self._entries)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names and shapes with what the spec asks for, before anything is read."""
         for name, shape in shapes.items():
-            entry = self._entries.get(name)
-            found = entry.shape if entry else None
+            entry, packed = self._entries.get(name), self._packed.get(name)
+            found = packed.shape if packed else entry.shape if entry else None
             if found != shape:
                 raise ModelError(
                     f"{self.folder}: tensor {name} is {'missing' if found is None else 'of the wrong shape'}",
@@ -62,7 +67,7 @@ class WeightReader:
                 )
 
     def read(self, name: str, rows: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """One tensor, in the dtype of the file.
+        """One tensor, in the dtype of the file; float32 where that is quantised.
 
         Plain reads, not a memory map: mapped pages would count as the process's memory until the whole model is in it.
 
@@ -72,6 +77,11 @@ class WeightReader:
         """
         import torch
 
+        if name in self._packed:
+            from strop.kernels import nf4
+
+            whole = nf4.dequantize(read_packed(self, name, self._packed[name]))
+            return whole if rows is None else torch.cat([whole[start:end] for start, end in rows])
         entry, dtype = self._entries[name], self._dtype(name)
         row_bytes = (entry.end - entry.start) // entry.shape[0]
         rows = [(0, entry.shape[0])] if rows is None else rows
@@ -103,9 +113,33 @@ class WeightReader:
                 file.readinto(view[place * row_bytes : (place + 1) * row_bytes])
         return torch.frombuffer(buffer, dtype=dtype).view(len(rows_U), entry.shape[1])
 
+    def raw(self, name: str) -> Tensor:
+        """One tensor of bytes or float32, as the file has it.
+
+        Raises:
+            KeyError: no tensor has that name.
+        """
+        return read_tensor(self._entries[name])
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the file holds a tensor in NF4."""
+        return name in self._packed
+
+    def quantized(self, name: str) -> NF4Tensor:
+        """A tensor that the file holds in NF4, byte for byte.
+
+        Raises:
+            ModelError: a part of it is missing or damaged.
+        """
+        return read_packed(self, name, self._packed[name])
+
+    def file_bytes(self, name: str) -> int:
+        """Bytes of a tensor in its file."""
+        return self._entries[name].end - self._entries[name].start
+
     def item_bytes(self, name: str) -> int:
         """Bytes of a number of a tensor, as the file has it."""
-        return self._dtype(name).itemsize
+        return 4 if name in self._packed else self._dtype(name).itemsize
 
     def _dtype(self, name: str) -> torch.dtype:
         import torch
@@ -117,23 +151,55 @@ class WeightReader:
                 f"{entry.file}: tensor {name} holds {entry.dtype}",
                 expected="F32, F16 or BF16 weights",
                 found=entry.dtype,
-                do="use the original, unquantised model",
+                do="use the original model in 16 bits",
             )
         return dtype
 
-    def sha256(self, progress: Callable[[int], None] | None = None) -> str:
-        """One hash over all weight files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                    if progress:
-                        progress(len(block))
-        return digest.hexdigest()
+    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """One hash over all weight files: the file's own, or that of the shards' hashes in the order of their names.
+
+        A file is read for it once; after that its hash is remembered (`strop.hub.hashes`).
+
+        Args:
+            progress: called with (bytes done, bytes in all).
+        """
+        total, done = sum(path.stat().st_size for path in self.files), 0
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total)
+
+        hashes = [file_sha256(path, told) for path in self.files]
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def read_tensor(entry: Entry) -> Tensor:
+    """A tensor of bytes or floats, whole."""
+    import torch
+
+    dtypes = {"U8": torch.uint8, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if entry.dtype not in dtypes:
+        raise ModelError(
+            f"{entry.file} holds {entry.dtype}",
+            expected=" or ".join(dtypes),
+            found=entry.dtype,
+            do="use the original model in 16 bits",
+        )
+    buffer = bytearray(entry.end - entry.start)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        if file.readinto(buffer) != len(buffer):
+            raise OSError(f"{entry.file} ends at byte {entry.file.stat().st_size:,}")
+    if not buffer:
+        return torch.empty(entry.shape, dtype=dtypes[entry.dtype])
+    return torch.frombuffer(buffer, dtype=dtypes[entry.dtype]).view(entry.shape)
+
+
+def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of one file; the safetensors library checks the header (size, overlaps, end of file) first."""
     try:
         with safe_open(path, framework="np"), path.open("rb") as file:
@@ -150,7 +216,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     for name, info in header.items():
         if name != "__metadata__":
             start, end = info["data_offsets"]
-            entries[name] = _Entry(path, info["dtype"], tuple(info["shape"]), 8 + length + start, 8 + length + end)
+            entries[name] = Entry(path, info["dtype"], tuple(info["shape"]), 8 + length + start, 8 + length + end)
     return entries
 
 
@@ -166,7 +232,8 @@ def _weight_files(folder: Path) -> list[Path]:
         f"{folder} has no model.safetensors",
         expected="model.safetensors, or shards with model.safetensors.index.json",
         found=", ".join(pickled) if pickled else "no weights",
-        do="pickled weights can run code and are never opened: fetch the safetensors of the model"
+        do="pickled weights can run code and are never opened: fetch the model's safetensors, or convert it where you "
+        f"trust it: AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER), of transformers"
         if pickled
         else "fetch the model again",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from strop.errors import ModelError
 from strop.model.families.family import Family
 from strop.model.families.settings import Config, Settings
+from strop.model.prequantized import check_quantization
 from strop.model.spec import DecoderSpec
 
 _ADD = "docs/add-a-family.md says how to add one"
@@ -96,7 +97,7 @@ def spec_from_config(config: Config, place: Path) -> DecoderSpec:
     """
     family = family_of(config, place)
     settings = Settings(config, place)
-    settings.only("quantization_config", None)
+    check_quantization(settings.get("quantization_config"), place)
     try:
         spec = family.spec(settings)
     except (KeyError, TypeError, ValueError) as error:
