@@ -48,6 +48,7 @@ class Case:
     names: dict[str, str] = field(default_factory=dict)
     fused: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    layers_path: str = "model.layers"
 
     def build(self) -> tuple[Any, Decoder]:
         """The model, and our decoder; both with the dequantised weights."""
@@ -68,6 +69,8 @@ class Case:
         buffer = WeightBuffer()
 
         def read(name: str) -> Tensor:
+            if self.model == "Mpt" and name.endswith("bias"):  # its layer norms have none
+                return torch.zeros(spec.hidden)
             tensor = self.tensor(model, name).detach().clone()
             return tensor + self.norm_offset if "norm" in name else tensor
 
@@ -110,6 +113,7 @@ class Case:
         for part, (theirs, first, last) in self.fused.items():
             if f".{part}." in name:
                 name, rows = name.replace(f".{part}.", f".{theirs}."), slice(first, last)
+                name = name.replace("model.layers", self.layers_path)
                 break
         else:
             name = self.their_name(name)
@@ -129,7 +133,7 @@ class Case:
             if ours.startswith("=") and name.startswith(ours[1:]):
                 return theirs + name[len(ours) - 1 :]
             if f".{ours}." in name:
-                return name.replace(f".{ours}.", f".{theirs}.")
+                return name.replace(f".{ours}.", f".{theirs}.").replace("model.layers", self.layers_path)
         return name
 
 
@@ -237,6 +241,18 @@ CASES: dict[str, Case] = {
         {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": False}
         | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
         {"qk_norm": "head", "experts": ExpertsSpec(6, 3, 32, normalise_weights=False)},
+    ),
+    "mpt": Case(
+        "Mpt",
+        {"d_model": 64, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 128}
+        | {"tie_word_embeddings": True},
+        {"norm": "layer", "gated_mlp": False, "activation": "gelu", "alibi": True, "intermediate": 256}
+        | {"kv_heads": 4},
+        {"self_attn.o_proj": "attn.out_proj", "mlp.up_proj": "ffn.up_proj", "mlp.down_proj": "ffn.down_proj"}
+        | {"input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
+        | {"=model.norm": "transformer.norm_f", "=model.embed_tokens": "transformer.wte"},
+        {f"self_attn.{name}_proj": ("attn.Wqkv", 64 * place, 64 * (place + 1)) for place, name in enumerate("qkv")},
+        layers_path="transformer.blocks",
     ),
     "rope yarn": Case(
         "Llama",

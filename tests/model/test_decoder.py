@@ -273,7 +273,7 @@ def test_bad_folders_are_refused_with_their_reason(tmp_path):
     assert "no table for the family" in broken(tmp_path / "d", edit(model_type="mamba"))
     assert "hidden_act" in broken(tmp_path / "e", edit(hidden_act="gelu"))
     assert "wrong shape" in broken(tmp_path / "f", edit(intermediate_size=128))
-    assert "missing key 'hidden_size'" in broken(tmp_path / "g", edit(hidden_size=None))
+    assert "hidden_size is None" in broken(tmp_path / "g", edit(hidden_size=None))
     assert "rope_type" in broken(tmp_path / "h", edit(rope_parameters={"rope_type": "mrope", "factor": 2.0}))
     assert "cannot be read" in broken(tmp_path / "i", lambda folder: (folder / "config.json").write_text("{"))
     with pytest.raises(ModelError, match="does not exist"):

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_decoder import batch_of, documents, relative
-from tiny_families import CASES, Case, equal_model, read, write_model
+from test_engine import agree, engines, reference, work_of
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -23,12 +24,14 @@ from transformers import PreTrainedModel
 from strop.errors import ModelError
 from strop.kernels import nf4
 from strop.model.decoder import Decoder
+from strop.model.engine import Engine
 from strop.model.families import families, spec_from_config
 from strop.model.generate import generate
 from strop.model.load import load_decoder
-from strop.model.lora import Adapter, make_adapter
+from strop.model.lora import Adapter, make_adapter, write_adapter
 from strop.model.support import unsupported
 from strop.model.tensors import ModelTensors
+from tiny_families import CASES, Case, equal_model, read, write_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTHS = (17, 1, 40)
@@ -137,6 +140,28 @@ def test_loss_and_gradients_are_transformers(pair):
         assert relative(mine, other) < 1e-5, name
 
 
+def test_peft_loads_the_adapter_with_equal_logits(pair, tmp_path):
+    if pair.case.convert is not None:
+        pytest.skip(
+            "its own tree of modules needs its repository's code; tests/model/test_adapter_tree.py has its cuts"
+        )
+    adapter = adapter_of(pair.ours)
+    write_adapter(adapter, tmp_path, "base", pair.ours.spec)
+    tuned = PeftModel.from_pretrained(equal_model(pair.case, pair.folder), tmp_path).eval()
+    (document,) = documents(21)
+    with torch.no_grad():
+        theirs = tuned(torch.tensor([document])).logits[0]
+    assert relative(pair.ours.logits(batch_of(document), adapter), theirs) < 1e-5
+    assert relative(pair.ours.logits(batch_of(document), None), theirs) > 1e-2
+
+
+def test_the_engine_gives_the_gradients_of_autograd(pair):
+    adapter = adapter_of(pair.ours)
+    batch = batch_of(*documents(9, 30, 1, 17))
+    ours = engines(Engine(pair.ours, work_of(batch, adapter, (1, 1))), batch, adapter)
+    agree(ours, reference(pair.ours, batch, adapter))
+
+
 def test_a_pack_gives_what_its_documents_give_alone(pair):
     docs = documents(*LENGTHS)
     together = pair.ours.logits(batch_of(*docs), None)
@@ -204,6 +229,13 @@ def test_what_is_not_computed_is_refused_by_name(config, said):
     with pytest.raises(ModelError) as error:
         spec_from_config(config, Path("config.json"))
     assert said in str(error.value)
+
+
+def test_experts_on_some_layers_only_are_refused_when_loaded(tmp_path):
+    case = CASES["qwen3_moe"]
+    write_model(Case(case.kind, {**case.changes, "mlp_only_layers": [1]}), tmp_path)
+    with pytest.raises(ModelError, match="some layers only"):
+        load_decoder(tmp_path / "own")
 
 
 def test_a_setting_that_is_off_is_passed_over():

@@ -17,7 +17,7 @@ from strop.errors import ModelError, UsageError
 from strop.hub import hashes
 from strop.kernels import nf4, select
 from strop.kernels.nf4 import NF4Tensor
-from strop.model import base, nf4_cache
+from strop.model import base, nf4_cache, nf4_space
 from strop.model.decoder import Decoder
 from strop.model.load import load_decoder
 from strop.model.tensors import ModelTensors
@@ -40,7 +40,7 @@ def parts(decoder: Decoder) -> list[bytes]:
 
 
 def kept() -> list[Path]:
-    return sorted(path for path in nf4_cache.nf4_folder().glob("*") if path.is_dir())
+    return sorted(path for path in nf4_space.nf4_folder().glob("*") if path.is_dir())
 
 
 def count_quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -104,7 +104,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: p
     load_decoder(folders[1])
     os.utime(oldest / "manifest.json", (1, 1))
     one = (oldest / "base.safetensors").stat().st_size
-    assert nf4_cache.taken_bytes() == 2 * one
+    assert nf4_space.taken_bytes() == 2 * one
     monkeypatch.setenv("STROP_NF4_CACHE", str(2.5 * one / 1e9))
     load_decoder(folders[2])
     assert len(kept()) == 2
@@ -128,7 +128,7 @@ def test_an_interrupted_load_leaves_no_base(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "model")
     with pytest.raises(KeyboardInterrupt):
         load_decoder(folder, progress=stop)
-    assert list(nf4_cache.nf4_folder().iterdir()) == []
+    assert list(nf4_space.nf4_folder().iterdir()) == []
 
 
 @pytest.mark.parametrize("wish", ["much", "-1", "nan"])

@@ -4,7 +4,8 @@
                               (`strop.data.tokenizer_files`)
     tokenizer_config.json     the named special tokens (bos_token, eos_token, …), and the chat template in older folders
     special_tokens_map.json   the named special tokens that tokenizer_config.json leaves out
-    chat_template.jinja       the chat template, before the one in tokenizer_config.json
+    chat_template.jinja       the chat template, before the one in tokenizer_config.json; where there is neither, one
+                              of `strop.data.stock_templates`, if the family has one and its control tokens are here
     generation_config.json, config.json   eos_token_id, a number or a list
 
 **Control tokens** are the special tokens of tokenizer.json and the named ones. Other added tokens (``<think>`` in some
@@ -27,6 +28,7 @@ import tokenizers
 
 from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
+from strop.data.stock_templates import stock_template
 from strop.data.template import ChatTemplate
 from strop.data.tokenizer_files import read_backend, read_json
 from strop.data.words import Words, words_of
@@ -113,13 +115,14 @@ class Tokenizer:
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
         named = _named_tokens(config, read_json(folder / "special_tokens_map.json"))
-        template, template_name = _read_template(folder, config)
+        backend = read_backend(folder)
+        template, template_name = _read_template(folder, config, backend)
         eos_ids = [
             index
             for file in ("generation_config.json", "config.json")
             for index in _as_ids(read_json(folder / file).get("eos_token_id"))
         ]
-        return cls(read_backend(folder), template, named, eos_ids, template_name)
+        return cls(backend, template, named, eos_ids, template_name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process that encodes: what this was made of."""
@@ -218,8 +221,8 @@ def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequ
             backend.add_special_tokens([known or tokenizers.AddedToken(text, normalized=False)])
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The chat template's source and where it stands."""
+def _read_template(folder: Path, config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> tuple[str, str]:
+    """The chat template's source and where it stands; a stock one's control tokens become special."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -231,10 +234,14 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         by_name = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = by_name.get("default")
     if not isinstance(source, str):
+        stock = stock_template(read_json(folder / "config.json"), backend.token_to_id)
+        if stock is not None:
+            _register(backend, stock.control, [])
+            return stock.source, f"the stock template {stock.name}, as {folder} has none"
         raise ModelError(
             f"{folder} has no chat template",
             expected="chat_template.jinja, or chat_template in tokenizer_config.json",
-            found="neither: it is a base model, or its template was not copied",
+            found="neither, and no stock template fits: it is a base model, or its template was not copied",
             do=f"use the model's chat version, or put the template into {file}",
         )
     return source, f"{folder / 'tokenizer_config.json'}: chat_template"

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from strop.kernels import nf4
 from strop.kernels.nf4 import NF4Tensor
-from strop.model.nf4_cache import KeptBase, NewBase, cache_key, most_bytes, new_base, open_kept
+from strop.model import nf4_cache
+from strop.model.nf4_cache import KeptBase, NewBase, cache_key, new_base, open_kept
+from strop.model.nf4_space import most_bytes
 from strop.model.tensors import ModelTensors
 
 T = TypeVar("T", Tensor, NF4Tensor)
@@ -89,8 +91,6 @@ def _cached(tensors: ModelTensors, names: list[str]) -> tuple[KeptBase | None, N
     """The kept base, or one to be kept; neither where the cache is off or there is nothing to gain."""
     reader, table = tensors.reader, tensors.table
     weights = sum(table[name].shape[0] * table[name].shape[1] for name in names)
-    from strop.model import nf4_cache
-
     if not most_bytes() or weights < nf4_cache.SMALLEST_WEIGHTS:
         return None, None
     if any(reader.is_quantized(table[name].name) for name in names):

@@ -8,8 +8,7 @@ the quantisation: the content of a folder can only be one thing. A folder is wri
 it is whole. Its hash is checked once after it was written, and again whenever the file was touched
 (`strop.hub.hashes`).
 
-STROP_NF4_CACHE is ``off``, or the most gigabytes that all bases may take (default 40); the one that was not used for
-longest goes first. Models that load in a moment are not kept.
+Models that load in a moment are not kept; how much may be is `strop.model.nf4_space`'s.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strop.errors import UsageError
-from strop.hub.hashes import cache_folder, file_sha256, remember_sha256
+from strop.hub.hashes import file_sha256, remember_sha256
 from strop.kernels import nf4
 from strop.kernels.nf4 import NF4Tensor
+from strop.model.nf4_space import BASE, MANIFEST, kept_bases, most_bytes, nf4_folder
 from strop.model.tensor_file import Layout, TensorFile, data_bytes
 from strop.model.weights import read_header, read_tensor
 
@@ -45,44 +44,9 @@ FORMAT = 1
 SMALLEST_WEIGHTS = 1 << 27
 """Weights below which a base is not kept: 134 million are quantised in a quarter of a second."""
 
-_DEFAULT_GIGABYTES = 40.0
 _SPARE_BYTES = 4 << 30
 _STALE_SECONDS = 3600.0
-_BASE, _MANIFEST = "base.safetensors", "manifest.json"
 _PARTS = ("packed", "absmax8", "nested_absmax", "offset")
-
-
-def nf4_folder() -> Path:
-    """Where the bases are kept."""
-    return cache_folder() / "nf4"
-
-
-def most_bytes() -> int:
-    """The most bytes that all bases may take together; 0 where none are kept.
-
-    Raises:
-        UsageError: STROP_NF4_CACHE is neither ``off`` nor a number.
-    """
-    wish = os.environ.get("STROP_NF4_CACHE", "").strip().lower()
-    if wish == "off":
-        return 0
-    try:
-        gigabytes = float(wish or _DEFAULT_GIGABYTES)
-        if not 0 <= gigabytes < 1e6:
-            raise ValueError
-    except ValueError:
-        raise UsageError(
-            f"STROP_NF4_CACHE={wish}: not understood",
-            expected="off, or the most gigabytes that kept bases may take",
-            found=wish,
-            do="unset it for 40 GB",
-        ) from None
-    return int(gigabytes * 1e9)
-
-
-def taken_bytes() -> int:
-    """Bytes that the kept bases take."""
-    return sum(size for _, _, size in _kept())
 
 
 def cache_key(weights_sha256: str, reads: Mapping[str, str]) -> str:
@@ -100,7 +64,7 @@ class KeptBase:
     """A base in the cache, tensor by tensor."""
 
     def __init__(self, folder: Path) -> None:
-        self._entries = read_header(folder / _BASE)
+        self._entries = read_header(folder / BASE)
 
     def read(self, name: str, shape: tuple[int, ...]) -> NF4Tensor:
         """One projection."""
@@ -112,11 +76,11 @@ def open_kept(key: str) -> KeptBase | None:
     """The base of this key, if there is a whole one."""
     folder = nf4_folder() / key
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if (folder / _BASE).stat().st_size != manifest["bytes"] or file_sha256(folder / _BASE) != manifest["sha256"]:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if (folder / BASE).stat().st_size != manifest["bytes"] or file_sha256(folder / BASE) != manifest["sha256"]:
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        os.utime(folder / _MANIFEST)  # used now
+        os.utime(folder / MANIFEST)  # used now
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return KeptBase(folder)
@@ -143,7 +107,7 @@ class NewBase:
             self.drop()
             return
         self.file.__exit__(None, None, None)
-        base = self.staging / _BASE
+        base = self.staging / BASE
         sha256 = file_sha256(base)
         manifest = {
             "format": FORMAT,
@@ -152,11 +116,11 @@ class NewBase:
             "sha256": sha256,
             "written_by": f"strop {version('strop')}",
         }
-        (self.staging / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (self.staging / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         target = nf4_folder() / self.key
         with contextlib.suppress(OSError):  # another process put its equal folder there
             self.staging.rename(target)
-            remember_sha256(target / _BASE, sha256)
+            remember_sha256(target / BASE, sha256)
         shutil.rmtree(self.staging, ignore_errors=True)
         _make_room(keep=target)
 
@@ -184,7 +148,7 @@ def new_base(key: str, shapes: Mapping[str, tuple[int, ...]]) -> NewBase | None:
             return None
         staging = nf4_folder() / f".{key}.{secrets.token_hex(6)}"
         staging.mkdir()
-        return NewBase(key, staging, TensorFile(staging / _BASE, layout, {"format": "strop nf4"}), set(shapes))
+        return NewBase(key, staging, TensorFile(staging / BASE, layout, {"format": "strop nf4"}), set(shapes))
     except OSError:  # a disk that is full or may not be written to: the model loads without
         return None
 
@@ -204,22 +168,11 @@ def _layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
 
 
 def _content(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).cpu().numpy()).cast("B")
-
-
-def _kept() -> list[tuple[float, Path, int]]:
-    """(last use, folder, bytes) of every kept base."""
-    found = []
-    with contextlib.suppress(OSError):
-        for folder in nf4_folder().iterdir():
-            with contextlib.suppress(OSError):
-                used = (folder / _MANIFEST).stat().st_mtime
-                found.append((used, folder, (folder / _BASE).stat().st_size))
-    return sorted(found)
+    return tensor.reshape(-1).cpu().numpy().data.cast("B")
 
 
 def _make_room(keep: Path) -> None:
-    kept, limit = _kept(), most_bytes()
+    kept, limit = kept_bases(), most_bytes()
     total = sum(size for _, _, size in kept)
     for _, folder, size in kept:
         if total <= limit:

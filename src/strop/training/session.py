@@ -204,7 +204,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
             where = f" ({finding.instances[0].place})" if finding.instances else ""
             journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
-        ("model", "sha256"): tensors.reader.sha256(),
+        ("model", "sha256"): tensors.reader.sha256(journal.progress("hashing the base")),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
         ("template", "sha256"): tokenizer.template.sha256,
         ("data", "fingerprint"): dataset.fingerprint,

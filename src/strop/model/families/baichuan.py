@@ -43,5 +43,4 @@ FAMILY = Family(
     spec=spec,
     reference="formulas",
     change=change,
-    template="baichuan",
 )

@@ -73,5 +73,4 @@ FAMILY = Family(
         "model.norm": "transformer.encoder.final_layernorm",
         "lm_head": "transformer.output_layer",
     },
-    template="chatglm3",
 )

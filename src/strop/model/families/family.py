@@ -37,7 +37,6 @@ class Family:
         prefix: what stands before every name in the file, by the config.
         change: (module, spec) → what is done to the tensor when it is read: "", "plus one" (Gemma's norms multiply
             by 1 + w) or "unit rows" (Baichuan 2's head divides each row by its length).
-        template: the chat template of `strop.data.stock_templates` where a folder has none; "" for none.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Family:
     layer_names: Mapping[str, str] = field(default_factory=dict)
     prefix: Callable[[Config], str] = _no_prefix
     change: Callable[[str, DecoderSpec], str] = _as_stored
-    template: str = ""
 
 
 def llama_modules(**other: str) -> tuple[Module, ...]:

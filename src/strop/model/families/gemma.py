@@ -49,5 +49,4 @@ FAMILY = Family(
     model_types=("gemma",),
     spec=spec,
     change=change,
-    template="gemma",
 )

@@ -48,5 +48,4 @@ FAMILY = Family(
     spec=spec,
     layer_names=NORMS,
     change=change,
-    template="gemma",
 )

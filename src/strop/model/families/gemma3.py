@@ -72,5 +72,4 @@ FAMILY = Family(
     layer_names=NORMS,
     prefix=prefix,
     change=change,
-    template="gemma",
 )

@@ -41,5 +41,4 @@ FAMILY = Family(
     covers="GLM-4 9B, GLM-Edge (transformers' format)",
     model_types=("glm",),
     spec=spec,
-    template="chatglm4",
 )

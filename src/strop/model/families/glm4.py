@@ -19,5 +19,4 @@ FAMILY = Family(
     model_types=("glm4",),
     spec=spec,
     layer_names={"attention_output_norm": "post_self_attn_layernorm", "mlp_output_norm": "post_mlp_layernorm"},
-    template="chatglm4",
 )

@@ -32,5 +32,4 @@ FAMILY = Family(
     model_types=("internlm",),
     spec=spec,
     reference="formulas",
-    template="internlm",
 )

@@ -39,5 +39,4 @@ FAMILY = Family(
     reference="formulas",
     names={"model.embed_tokens": "model.tok_embeddings", "lm_head": "output"},
     layer_names={"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"},
-    template="chatml-bos",
 )

@@ -20,5 +20,4 @@ FAMILY = Family(
     covers="InternLM 3",
     model_types=("internlm3",),
     spec=spec,
-    template="chatml-bos",
 )

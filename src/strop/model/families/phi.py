@@ -42,5 +42,4 @@ FAMILY = Family(
     model_types=("phi",),
     spec=spec,
     names={"model.norm": "model.final_layernorm"},
-    template="phi",
 )

@@ -40,5 +40,4 @@ FAMILY = Family(
     covers="Phi 3 and 3.5 (mini, medium), Phi 4, Phi 4 mini",
     model_types=("phi3",),
     spec=spec,
-    template="phi3",
 )

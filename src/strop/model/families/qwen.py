@@ -57,5 +57,4 @@ FAMILY = Family(
     layers="transformer.h",
     names={"model.embed_tokens": "transformer.wte", "model.norm": "transformer.ln_f"},
     layer_names={"input_layernorm": "ln_1", "post_attention_layernorm": "ln_2"},
-    template="chatml",
 )

@@ -27,5 +27,4 @@ FAMILY = Family(
     covers="Qwen 1.5, 2 and 2.5 (dense), QwQ, DeepSeek-R1's Qwen distillations",
     model_types=("qwen2",),
     spec=spec,
-    template="chatml",
 )

@@ -28,5 +28,4 @@ FAMILY = Family(
     covers="Qwen 3 (dense)",
     model_types=("qwen3",),
     spec=spec,
-    template="chatml",
 )

@@ -39,5 +39,4 @@ FAMILY = Family(
     covers="Qwen 3 with experts (30B-A3B, 235B-A22B)",
     model_types=("qwen3_moe",),
     spec=spec,
-    template="chatml",
 )

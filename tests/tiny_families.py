@@ -46,7 +46,6 @@ class Case:
         convert: (state, config) of the equal model → those of the family's own format; None if that is the same.
         tweak: what is done to the equal model before it is asked.
         text: where the sizes are in transformers' config.
-        positions: whether transformers' cache and its prompt agree past the original context.
     """
 
     kind: str
@@ -54,7 +53,6 @@ class Case:
     convert: Callable[[State, Config], tuple[State, Config]] | None = None
     tweak: Callable[[PreTrainedModel], None] | None = None
     text: str = ""
-    positions: bool = True
 
 
 def write_model(case: Case, folder: Path) -> None:
@@ -300,7 +298,7 @@ CASES: dict[str, Case] = {
     "llama": Case("llama"),
     "llama biased": Case("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama linear": Case("llama", rope("linear", factor=4.0)),
-    "llama dynamic": Case("llama", {**rope("dynamic", factor=4.0), **_SHORT}, positions=False),
+    "llama dynamic": Case("llama", {**rope("dynamic", factor=4.0), **_SHORT}),
     "llama llama3": Case("llama", rope("llama3", **_LLAMA3)),
     "llama yarn": Case("llama", rope("yarn", factor=4.0, original_max_position_embeddings=32)),
     "llama yarn mscale": Case(
@@ -312,7 +310,6 @@ CASES: dict[str, Case] = {
         "llama",
         {**rope("dynamic", factor=1.0), **_SHORT, "attention_bias": True, **_ALL_HEADS},
         internlm,
-        positions=False,
     ),
     "internlm2": Case(
         "llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}}, internlm2
@@ -330,7 +327,6 @@ CASES: dict[str, Case] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
             "head_dim": 16,
-            "mlp_only_layers": [1],
             "norm_topk_prob": True,
         },
     ),
@@ -354,7 +350,7 @@ CASES: dict[str, Case] = {
     ),
     "phi": Case("phi", {"partial_rotary_factor": 0.5, **_ALL_HEADS}),
     "phi3": Case("phi3", _SLIDING),
-    "phi3 longrope": Case("phi3", {**_LONG, "original_max_position_embeddings": 32}, positions=False),
+    "phi3 longrope": Case("phi3", {**_LONG, "original_max_position_embeddings": 32}),
     "starcoder2": Case("starcoder2", _SLIDING),
     "olmo2": Case("olmo2"),
     "granite": Case(
