@@ -23,7 +23,7 @@ Told = Callable[[int], None]
 
 _PIECE = 1 << 20
 _SECONDS = 60
-_ATTEMPTS = 5
+_ATTEMPTS = 3
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
@@ -99,30 +99,37 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _receive(address: str, headers: dict[str, str], staging: Path, progress: Told, size: int | None) -> None:
     """Write what an address gives behind what is already there, trying again where the connection breaks."""
-    start = staging.stat().st_size if staging.exists() else 0
-    progress(start)
-    for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+    had = staging.stat().st_size if staging.exists() else 0
+    progress(had)
+    failures = 0
+    while True:
+        broken: Exception = OSError("the connection ends early")
         try:
-            arrived = _receive_once(address, headers, staging, progress)
+            _receive_once(address, headers, staging, progress)
         except urllib.error.HTTPError:
             raise
-        except _BROKEN:
-            arrived = False
-            if not attempts_left:
-                raise
-        if arrived and (size is None or staging.stat().st_size >= size):
+        except _BROKEN as error:
+            broken = error
+        else:
+            if size is None:
+                return
+        has = staging.stat().st_size if staging.exists() else 0
+        if size is not None and has >= size:
             return
-        time.sleep(0.05 * 4 ** (_ATTEMPTS - 1 - attempts_left))
-    raise ConnectionError(f"the connection ends behind {staging.stat().st_size} of {size} bytes")
+        failures = 0 if has > had else failures + 1
+        had = has
+        if failures >= _ATTEMPTS:
+            raise OSError(f"the connection ends behind {has} of {size} bytes: {broken}") from broken
+        time.sleep(0.05 * 4**failures)
 
 
-def _receive_once(address: str, headers: dict[str, str], staging: Path, progress: Told) -> bool:
+def _receive_once(address: str, headers: dict[str, str], staging: Path, progress: Told) -> None:
     start = staging.stat().st_size if staging.exists() else 0
     try:
         answer = open_address(address, {**headers, **({"Range": f"bytes={start}-"} if start else {})})
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is missing
-            return True
+            return
         raise
     resumed = answer.status == 206
     if not resumed:
@@ -131,7 +138,6 @@ def _receive_once(address: str, headers: dict[str, str], staging: Path, progress
         while piece := answer.read(_PIECE):
             file.write(piece)
             progress(len(piece))
-    return True
 
 
 def _check(staging: Path, size: int | None, sha256: str | None) -> None:
