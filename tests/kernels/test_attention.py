@@ -185,7 +185,7 @@ SCORINGS = {
 @pytest.mark.parametrize("block", [1 << 21, 6 * 64 * 3], ids=["whole", "blocks"])
 def test_scores_that_are_not_plain(monkeypatch, name, scoring, block):
     monkeypatch.setattr(attention_scores, "BLOCK_SCORES", block)
-    with blas.using(name):
+    with select.forced(name):
         check(documents([1, 2, 63, 129]), 6, 2, 16, scoring=scoring)
         check(families([40, 1, 65], [3, 70]), 6, 2, 16, scoring=scoring)
 
