@@ -170,23 +170,6 @@ def test_other_types_are_computed_by_torch():
     torch.testing.assert_close(grad_qkv, expected_grad)
 
 
-@needs_native
-def test_the_library_of_the_frozen_products_does_not_choose_how_attention_is_computed():
-    # Torch's library may be the faster one for large products; the small ones of attention are another matter.
-    qkv_TO, sums_HT = torch.randn(7, 3 * 16), torch.empty(2, 7)
-    outs = {}
-    for name in ("openblas", "torch"):
-        with blas.using(name):
-            outs[name] = torch.empty(7, 16), sums_HT.clone()
-            attend(qkv_TO, documents([7]), 2, 2, *outs[name])
-    with select.forced("torch"):
-        other_TQ = torch.empty(7, 16)
-        attend(qkv_TO, documents([7]), 2, 2, other_TQ, sums_HT)
-    assert torch.equal(outs["openblas"][0], outs["torch"][0])
-    assert not torch.equal(other_TQ, outs["torch"][0])
-    torch.testing.assert_close(other_TQ, outs["torch"][0])
-
-
 SCORINGS = {
     "scale": Scoring(scale=0.3),
     "cap": Scoring(softcap=2.0),
@@ -222,3 +205,20 @@ def test_slopes_are_blooms(heads):
 
     theirs = build_alibi_tensor(torch.ones(1, 7), heads, torch.float32)
     torch.testing.assert_close(alibi_slopes(heads)[:, None, None] * torch.arange(7), theirs)
+
+
+@needs_native
+def test_the_library_of_the_frozen_products_does_not_choose_how_attention_is_computed():
+    # Torch's library may be the faster one for large products; the small ones of attention are another matter.
+    qkv_TO, sums_HT = torch.randn(7, 3 * 16), torch.empty(2, 7)
+    outs = {}
+    for name in ("openblas", "torch"):
+        with blas.using(name):
+            outs[name] = torch.empty(7, 16), sums_HT.clone()
+            attend(qkv_TO, documents([7]), 2, 2, *outs[name])
+    with select.forced("torch"):
+        other_TQ = torch.empty(7, 16)
+        attend(qkv_TO, documents([7]), 2, 2, other_TQ, sums_HT)
+    assert torch.equal(outs["openblas"][0], outs["torch"][0])
+    assert not torch.equal(other_TQ, outs["torch"][0])
+    torch.testing.assert_close(other_TQ, outs["torch"][0])

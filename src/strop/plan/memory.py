@@ -92,9 +92,9 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
         # The logits' gradient goes into the product in the compute dtype.
         bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
+    bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
     if plan.device == "cpu" and plan.matmul == "torch":
         bytes_of["attention and product buffers"] += _TORCH_PRODUCT_BYTES
-    bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
     bytes_of["sample answers"] = answer_bytes(job, plan)
     bytes_of["loading"] = max(loading_peak(job, bytes_of) - sum(bytes_of.values()), 0)
     return bytes_of
