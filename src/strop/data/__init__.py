@@ -23,6 +23,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     encoding    records to chunks of encoded samples
     workers     the same in several processes
     store       encoded samples as one file, mapped into memory
+    store_text  conversations as the text in it
     samples     a store's samples as a sequence, and arrays of what all are like
     marks       what is noticed about every sample while it is encoded
     digests     what a conversation says and asks, to find what is there twice
