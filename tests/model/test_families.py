@@ -216,7 +216,10 @@ LLAMA = {
         ({**LLAMA, "rope_scaling": {"type": "mrope"}}, "rope_type is not supported"),
         ({**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0, "mrope_section": [1]}}, "mrope_section"),
         ({**LLAMA, "rope_scaling": {"type": "linear"}}, "missing key 'factor'"),
-        ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),
+        (
+            {**LLAMA, "quantization_config": {"quant_method": "gptq"}},
+            "quantization_config names a quantisation that is not read",
+        ),
         ({**LLAMA, "num_key_value_heads": 3}, "does not divide"),
         ({**LLAMA, "hidden_size": "64"}, "hidden_size is '64'"),
         ({**LLAMA, "model_type": "phi", "qk_layernorm": True}, "qk_layernorm is not supported"),
