@@ -258,7 +258,7 @@ def test_a_finding_that_stops_ends_with_exit_code_3(
 
 def test_a_cleaned_file_is_without_what_was_refused_too_much(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     with data.open("a", encoding="utf-8") as file:
-        file.write('{"question": "q", "answer": ""}\n' * 9 + '{"question": 3, "answer": "a"}\n')
+        file.write('{"question": "q", "answer": ""}\n' * 9 + '{"question": null, "answer": "a"}\n')
     line = ("data", str(data), "--model", str(model), "--data.eval", "0", "--show", "0")
     code, out, err = run(*line)
     assert code == 3
