@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import strop.training.optimizer as optimizer_module
 from strop.errors import InputError, Stopped, UsageError
+from strop.run import disk
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.summary import summarize
+from strop.training.optimizer import STATE_FILE
 from strop.training.session import resume_run
 from tiny_run import Tiny, course, events, rows, values, write_rows
 
@@ -73,13 +74,13 @@ INSTANTS = [
     ("answer", 1, 0),
     ("step", 0, 0),
     ("step", 1, 0),
-    ("watch", 1, 0),
-    ("answer", 4, 0),
+    ("watch", 1, 2),
+    ("answer", 4, 2),
     ("save", 0, 2),
     ("step", 2, 2),
     ("save", 1, 4),
     ("step", 5, 4),
-    ("answer", 11, 4),
+    ("answer", 11, 6),
     ("save", 2, 6),
 ]
 
@@ -115,17 +116,20 @@ def test_killed_while_a_checkpoint_is_written(
     number: int, tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     saves = []
+    write = disk.write_file
 
-    def save(tensors: dict[str, Any], path: Path) -> None:
-        saves.append(path)
-        if len(saves) == number:
-            path.write_bytes(b"half of a che")
-            raise Killed
-        save_file(tensors, path)
+    def kill_in_the_middle(path: Path, chunks: disk.Chunks) -> disk.Written:
+        if path.name == STATE_FILE:
+            saves.append(path)
+            if len(saves) == number:
+                path.write_bytes(b"half of a che")
+                raise Killed
+        return write(path, chunks)
 
-    monkeypatch.setattr(optimizer_module, "save_file", save)
+    monkeypatch.setattr(disk, "write_file", kill_in_the_middle)
     with pytest.raises(Killed):
         tiny.train(tmp_path / "run")
+    monkeypatch.undo()
     run = RunFolder(tmp_path / "run")
     assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000002"][: number - 1]
     resume_run(run.path)
@@ -145,20 +149,20 @@ def test_killed_in_the_middle_of_a_line(tiny: Tiny, whole: dict[str, Any], tmp_p
 def test_killed_before_the_adapter_has_its_name(
     tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rename = Path.rename
+    rename = disk.rename
 
-    def refuse(path: Path, target: Path) -> Path:
-        if Path(target).name == "adapter":
+    def refuse(path: Path, target: Path) -> None:
+        if target.name == "adapter":
             raise Killed
-        return rename(path, target)
+        rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(disk, "rename", refuse)
     with pytest.raises(Killed):
         tiny.train(tmp_path / "run")
     monkeypatch.undo()
     run = RunFolder(tmp_path / "run")
     assert not run.adapter.exists()
-    (staging,) = run.path.glob(".adapter*")
+    (staging,) = run.path.glob(".staging*")
     (staging / "half of a file").write_bytes(b"")
     resume_run(run.path)
     assert course(run) == whole

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from strop.errors import ModelError, UsageError
 from strop.kernels.random import uniform
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.model.tensor_file import Content, safetensors_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -118,9 +119,13 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
-def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
-    """Writes an adapter as PEFT does; `peft.PeftModel.from_pretrained` loads the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def adapter_files(adapter: Adapter, base: str) -> dict[str, Content]:
+    """The files of an adapter as PEFT writes them, by name; `peft.PeftModel.from_pretrained` loads their folder.
+
+    Args:
+        adapter: its numbers are taken when the files are written.
+        base: the model that it was made for, a path or an id.
+    """
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -136,9 +141,19 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
         "use_rslora": False,
         "use_dora": False,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in adapter.named().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    return {
+        CONFIG_FILE: (len(text), [text]),
+        WEIGHTS_FILE: safetensors_file(adapter.named(), metadata={"format": "pt"}),
+    }
+
+
+def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
+    """Writes an adapter's files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (_, chunks) in adapter_files(adapter, base).items():
+        with (folder / name).open("wb") as file:
+            file.writelines(chunks)
 
 
 def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:
