@@ -9,6 +9,7 @@ it cuts them back to exactly what they were when it was made.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ class Log:
         """Gives the file back; what could not be written is lost, so sync first."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            disk.close(handle)
+            with contextlib.suppress(OSError):  # what matters was synced before
+                disk.close(handle)
 
     def _flush(self) -> None:
         if self._doubtful:
