@@ -2,6 +2,7 @@
 
     Recorder   all calls, as a list of operations on an imagined disk (tests/power_cut.py replays it)
     Failing    an errno at the n-th call, once or from then on
+    Forgetful  a failed fsync, after which what was not synced is gone and the next one succeeds
     Deadly     SIGKILL before the n-th call, or in the middle of it
 
 Everything else is the real `os`. A call is one that changes files or makes a change last: open, write, fsync, close,
@@ -10,8 +11,10 @@ ftruncate, replace, mkdir, unlink, rmdir.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +66,31 @@ class Failing(Counting):
             if name == "close":
                 real()
             raise OSError(self.code, os.strerror(self.code))
+        return real()
+
+
+class Forgetful(Counting):
+    """Fails the n-th fsync of a file (from 1) and drops what was written since the last one; later ones succeed.
+
+    So do ext4 and xfs: the pages are called clean, and nobody is told again.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.syncs = number, 0
+        self.kept: dict[int, int] = {}  # inode: bytes that were synced
+
+    def do(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if name != "fsync":
+            return real()
+        about = os.fstat(arguments[0])
+        if not stat.S_ISREG(about.st_mode):
+            return real()
+        self.syncs += 1
+        if self.syncs == self.number:
+            os.truncate(f"/proc/self/fd/{arguments[0]}", self.kept.get(about.st_ino, 0))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.kept[about.st_ino] = about.st_size
         return real()
 
 

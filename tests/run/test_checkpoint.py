@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there: every byte is held, an older one goes only after a newer one verified."""
 
+import errno
 import json
 import os
 import shutil
@@ -237,6 +238,19 @@ def test_room_is_looked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (error.free_bytes, error.exit_code) == (60_000, 5)
     assert names(tmp_path / "checkpoints") == ["step-000002"]
     assert newest_checkpoint(tmp_path / "checkpoints") == (older, [])
+
+
+def test_what_could_not_be_written_gives_its_room_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    older = write(tmp_path, 2)
+
+    def fail(_handle: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(disk, "sync_handle", fail)
+    with pytest.raises(SaveError, match="could not be saved"):
+        write(tmp_path, 4)
+    assert names(tmp_path) == ["step-000002"]
+    assert newest_checkpoint(tmp_path) == (older, [])
 
 
 def test_the_manifest_comes_last_and_the_name_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

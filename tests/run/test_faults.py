@@ -9,12 +9,13 @@ import errno
 import os
 import shutil
 from functools import partial
+from itertools import count
 from pathlib import Path
 from random import Random, SystemRandom
 
 import pytest
 
-from faults import Deadly, Failing, in_a_process, in_place
+from faults import Deadly, Failing, Forgetful, in_a_process, in_place
 from power_cut import Recorder
 from strop.errors import SaveError, UsageError
 from strop.run import disk
@@ -201,6 +202,28 @@ def test_an_error_at_every_call(code: int, for_ever: bool, share: int, calls: in
             shutil.rmtree(stray)
     ended = outcomes.count("ended") / len(outcomes)
     assert ended < 0.1 if for_ever else ended > 0.5, "one fault does not end a run, and none that stays is passed over"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="reaches a file by its handle as Linux does")
+def test_what_a_failed_sync_forgot_is_written_again(tmp_path: Path):
+    """A sync fails and drops what it should have kept; the next one of the same file would say that all is well."""
+    path = tmp_path / "run"
+    for number in count(1):
+        try:
+            with in_place(Forgetful(number)) as forgetful:
+                start(path)
+        except (SaveError, UsageError):
+            start(path)
+        check_ended(path)
+        checkpoint, skipped = newest_checkpoint(path / "checkpoints")
+        assert checkpoint is not None
+        assert not skipped
+        assert RunFolder(path).cut_logs(checkpoint.step, checkpoint.logs) == []
+        shutil.rmtree(path)
+        assert isinstance(forgetful, Forgetful)
+        if forgetful.syncs < number:
+            break
+    assert number > 30
 
 
 # ── the power goes ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,8 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = path.read_bytes() if path.exists() else b""
+        self._is_new = not path.exists()
+        content = b"" if self._is_new else path.read_bytes()
         self._digest = hashlib.sha256(content)
         self._synced = len(content)  # bytes of the file that a sync has seen, or that were there before
         self._recent = bytearray()  # the lines after them
@@ -61,7 +62,9 @@ class Log:
         if self._handle is not None:
             try:
                 disk.sync_handle(self._handle)
-                disk.sync_folder(self.path.parent)
+                if self._is_new:
+                    disk.sync_folder(self.path.parent)
+                    self._is_new = False
             except OSError:
                 self._doubtful = True
                 raise
