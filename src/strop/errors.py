@@ -7,7 +7,8 @@
     │   ├── TemplateError
     │   └── ModelError
     ├── BudgetError             exit 4   does not fit the memory budget
-    └── Stopped                 exit 5   stopped and saved; can be resumed
+    └── Stopped                 exit 5   stopped; can be resumed
+        └── SaveError                    what was computed could not be written; the last good checkpoint stands
 
 An error says what failed, what was expected, what was found and what to do, and names the file, line, field or
 tensor. The command line prints these four parts and leaves with the class's exit code; no traceback reaches a user
@@ -90,6 +91,35 @@ class BudgetError(StropError):
 
 
 class Stopped(StropError):
-    """The run was stopped and saved; ``strop resume`` continues it."""
+    """The run was stopped; ``strop resume`` continues it from the last checkpoint."""
 
     exit_code = 5
+
+
+class SaveError(Stopped):
+    """Something could not be written: a full or read-only disk, a quota, no permission, a device that fails.
+
+    Args:
+        path: what could not be written.
+        need_bytes: how much room it needs; None where that is not known.
+        free_bytes: how much room there is; None where the file system does not say.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str = "",
+        found: str = "",
+        do: str = "",
+        path: str = "",
+        need_bytes: int | None = None,
+        free_bytes: int | None = None,
+    ) -> None:
+        super().__init__(what, expected=expected, found=found, do=do)
+        self.path, self.need_bytes, self.free_bytes = path, need_bytes, free_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as the object that ``--json`` prints, with path, need and free bytes."""
+        facts = {"path": self.path, "need_bytes": self.need_bytes, "free_bytes": self.free_bytes}
+        return {**super().as_dict(), **facts}

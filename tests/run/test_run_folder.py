@@ -9,6 +9,7 @@ import pytest
 from strop.errors import InputError, UsageError
 from strop.run.folder import RunFolder, create_run, open_run, write_text
 from strop.run.journal import Journal
+from strop.run.log import Log
 from strop.run.summary import runs_in, summarize
 from tiny_run import events, values
 
@@ -95,8 +96,15 @@ def run(tmp_path: Path) -> RunFolder:
     run = create_run(tmp_path / "run")
     for log in (run.events, run.samples):
         for line in LINES:
-            run.append(log, line)
+            add(log, line)
     return run
+
+
+def add(log: Path, value: dict[str, Any]) -> None:
+    """Add a line."""
+    writer = Log(log)
+    writer.append(value)
+    writer.close()
 
 
 def test_lines_come_back_as_they_were(run: RunFolder):
@@ -120,21 +128,29 @@ def test_a_line_that_holds_no_object_is_left_out(run: RunFolder):
     assert list(run.lines(run.events)) == LINES
 
 
-def test_logs_are_cut_back_to_a_step(run: RunFolder):
-    with run.events.open("ab") as file:
-        file.write(b'{"kind": "step", "step": 3, "lo')
-    run.cut_logs(1)
+def test_logs_are_cut_back_to_a_mark(run: RunFolder):
+    marks = {}
     for log in (run.events, run.samples):
-        assert list(run.lines(log)) == LINES[:2]
-    run.append(run.events, LINES[2])
-    assert list(run.lines(run.events)) == LINES[:3], "what follows a cut line stands on its own"
-    run.cut_logs(-1)
+        marks[log.name] = Log(log).sync()
+        with log.open("ab") as file:
+            file.write(b'{"kind": "step", "step": 3}\n{"kind": "step", "step": 4, "lo')
+    assert run.cut_logs(2, marks) == []
+    for log in (run.events, run.samples):
+        assert list(run.lines(log)) == LINES
+    add(run.events, {"kind": "step", "step": 3})
+    assert list(run.lines(run.events)) == [*LINES, {"kind": "step", "step": 3}]
+    assert run.cut_logs(0, {}) == []
     assert (run.events.read_bytes(), run.samples.read_bytes()) == (b"", b"")
+    assert run.cut_logs(2, marks) == ["events.jsonl", "samples.jsonl"], "what a mark counts is gone"
 
 
-def test_a_stop_is_forgotten_when_a_run_goes_on(run: RunFolder):
-    run.cut_logs(2)
-    assert list(run.lines(run.events)) == LINES[:3]
+def test_a_log_that_is_not_what_it_was_keeps_its_whole_lines_up_to_the_step(run: RunFolder):
+    marks = {log.name: Log(log).sync() for log in (run.events, run.samples)}
+    content = run.events.read_bytes()
+    run.events.write_bytes(content.replace(b"0.1", b"0.3") + b'{"kind": "step", "step": 3}\n{"step": 2, "lo')
+    assert run.cut_logs(2, marks) == ["events.jsonl"]
+    assert list(run.lines(run.events)) == [*LINES[:2], {**LINES[2], "loss": 0.3}], "a stop is forgotten"
+    assert list(run.lines(run.samples)) == LINES
 
 
 # ── journal ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,7 +230,7 @@ START = {"kind": "start", "step": 0, "steps": 9}
 def test_the_summary_says_how_far_a_run_is(happened: list[dict[str, Any]], state: str, steps: int, tmp_path: Path):
     run = create_run(tmp_path / "run")
     for event in happened:
-        run.append(run.events, event)
+        add(run.events, event)
     summary = summarize(run)
     assert (summary["state"], summary["steps"], summary["total_steps"]) == (state, steps, 9 if happened else 0)
     assert (summary["learned_tokens"], summary["seconds"]) == (2 * steps, 0.5 * steps)
@@ -233,12 +249,12 @@ def test_the_summary_keeps_the_first_forecast(tmp_path: Path):
         {**START, "step": 1, "forecast": {"peak_bytes": 70}},
         {"kind": "watch", "step": 2, "held_out_loss": 1.5, "seconds": 3.0},
     ):
-        run.append(run.events, event)
+        add(run.events, event)
     summary = summarize(run)
     assert summary["forecast"] == {"peak_bytes": 100}
     assert summary["watch_seconds"] == 5.0
     older = create_run(tmp_path / "older")
-    older.append(older.events, START)
+    add(older.events, START)
     assert summarize(older)["forecast"] is None
 
 

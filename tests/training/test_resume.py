@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import strop.training.optimizer as optimizer_module
-from strop.errors import InputError, Stopped, UsageError
+from strop.errors import InputError, SaveError, Stopped, UsageError
+from strop.run import disk
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder
 from strop.run.summary import summarize
+from strop.training.optimizer import STATE_FILE
 from strop.training.session import resume_run
 from tiny_run import Tiny, course, events, rows, values, write_rows
 
@@ -73,13 +74,13 @@ INSTANTS = [
     ("answer", 1, 0),
     ("step", 0, 0),
     ("step", 1, 0),
-    ("watch", 1, 0),
-    ("answer", 4, 0),
+    ("watch", 1, 2),
+    ("answer", 4, 2),
     ("save", 0, 2),
     ("step", 2, 2),
     ("save", 1, 4),
     ("step", 5, 4),
-    ("answer", 11, 4),
+    ("answer", 11, 6),
     ("save", 2, 6),
 ]
 
@@ -115,17 +116,20 @@ def test_killed_while_a_checkpoint_is_written(
     number: int, tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     saves = []
+    write = disk.write_file
 
-    def save(tensors: dict[str, Any], path: Path) -> None:
-        saves.append(path)
-        if len(saves) == number:
-            path.write_bytes(b"half of a che")
-            raise Killed
-        save_file(tensors, path)
+    def kill_in_the_middle(path: Path, chunks: disk.Chunks) -> disk.Written:
+        if path.name == STATE_FILE:
+            saves.append(path)
+            if len(saves) == number:
+                path.write_bytes(b"half of a che")
+                raise Killed
+        return write(path, chunks)
 
-    monkeypatch.setattr(optimizer_module, "save_file", save)
+    monkeypatch.setattr(disk, "write_file", kill_in_the_middle)
     with pytest.raises(Killed):
         tiny.train(tmp_path / "run")
+    monkeypatch.undo()
     run = RunFolder(tmp_path / "run")
     assert [path.name for path in run.checkpoints.glob("step-*")] == ["step-000002"][: number - 1]
     resume_run(run.path)
@@ -145,20 +149,20 @@ def test_killed_in_the_middle_of_a_line(tiny: Tiny, whole: dict[str, Any], tmp_p
 def test_killed_before_the_adapter_has_its_name(
     tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rename = Path.rename
+    rename = disk.rename
 
-    def refuse(path: Path, target: Path) -> Path:
-        if Path(target).name == "adapter":
+    def refuse(path: Path, target: Path) -> None:
+        if target.name == "adapter":
             raise Killed
-        return rename(path, target)
+        rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(disk, "rename", refuse)
     with pytest.raises(Killed):
         tiny.train(tmp_path / "run")
     monkeypatch.undo()
     run = RunFolder(tmp_path / "run")
     assert not run.adapter.exists()
-    (staging,) = run.path.glob(".adapter*")
+    (staging,) = run.path.glob(".staging*")
     (staging / "half of a file").write_bytes(b"")
     resume_run(run.path)
     assert course(run) == whole
@@ -259,6 +263,129 @@ def test_what_it_learns_from_may_not_change(change: Callable[[Tiny], None], part
     assert caught.value.what == f"the {part} of run {run.path} has changed since it began"
     assert f"put the {part} " in caught.value.do
     assert run.events.read_bytes() == log, "a refusal leaves the run as it was"
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (change_data, ["data"]),
+        (change_template_without_effect, ["template"]),
+        (change_template, ["template", "data"]),
+    ],
+)
+def test_a_change_that_is_accepted_by_name(
+    change: Callable[[Tiny], None], parts: list[str], own_tiny: Tiny, tmp_path: Path
+):
+    run = killed(own_tiny, tmp_path / "run", "step", 4)
+    change(own_tiny)
+    with pytest.raises(InputError) as caught:
+        resume_run(run.path, accept=parts[1:])
+    flags = " ".join(f"--accept {part}" for part in parts)
+    assert caught.value.do.endswith(f"strop resume {run.path} {flags}")
+    assert parts[0] in caught.value.found
+    summary = resume_run(run.path, accept=parts)
+    assert (summary["state"], summary["steps"]) == ("finished", 6)
+    assert [event["difference"].partition(":")[0] for event in events(run, "accept")] == parts
+    kept = newest_checkpoint(run.checkpoints)[0]
+    assert kept is not None
+    manifest = run.read_json("manifest.json")
+    assert {part: manifest[part].items() >= kept.identity[part].items() for part in parts} == dict.fromkeys(parts, True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part", "may"),
+    [("lr: 0.01", "lr: 0.02", "recipe", True), ("rank: 4", "rank: 8", "recipe", False)],
+)
+def test_an_edited_recipe_is_refused_field_by_field(
+    old: str, new: str, part: str, may: bool, tiny: Tiny, whole: dict[str, Any], tmp_path: Path
+):
+    run = killed(tiny, tmp_path / "run", "step", 4)
+    text = run.recipe.read_text(encoding="utf-8")
+    assert old in text
+    run.recipe.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        resume_run(run.path)
+    assert caught.value.what == f"the {part} of run {run.path} has changed since it began"
+    (before, after), name = (side.partition(": ")[2] for side in (old, new)), old.partition(":")[0]
+    assert f"{name} {before} → {after}" in caught.value.found
+    if may:
+        resume_run(run.path, accept=["recipe"])
+        assert values(run, "step", "lr")[4] == pytest.approx(2 * whole["steps"][4][5])
+    else:
+        assert "do not fit another adapter" in caught.value.do
+        with pytest.raises(InputError, match="the adapter of run"):
+            resume_run(run.path, accept=["recipe"])
+
+
+def test_only_parts_are_accepted(tmp_path: Path):
+    with pytest.raises(UsageError) as caught:
+        resume_run(tmp_path, accept=["adapter", "data"])
+    assert caught.value.found == "adapter"
+
+
+# ── a disk that fails ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_save_that_fails_is_told_and_training_goes_on(
+    tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    free = disk.free_bytes
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000 if len(saves(listener)) == 1 else free(path))
+    listener = Listener()
+    run = tiny.train(tmp_path / "run", listener=listener)
+    (failed,) = events(run, "save_failed")
+    assert failed["step"] == 4
+    assert (failed["free_bytes"], failed["path"]) == (1000, str(run.checkpoints / "step-000004"))
+    assert failed["need_bytes"] > 50_000
+    assert "No space left on device; 1,000 bytes free" in failed["reason"]
+    assert course(run) == {**whole, "saves": [2, 6]}
+
+
+def saves(listener: Listener) -> list[dict[str, Any]]:
+    return [event for event in listener.heard if event["kind"] in ("save", "save_failed")]
+
+
+def test_a_stop_that_cannot_be_saved_says_so(
+    tiny: Tiny, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop() -> None:
+        monkeypatch.setattr(disk, "free_bytes", lambda _: 1000)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(SaveError, match="the checkpoint of step 3 could not be saved") as caught:
+        tiny.train(tmp_path / "run", listener=Listener("step", 2, stop))
+    assert (caught.value.exit_code, caught.value.free_bytes) == (5, 1000)
+    monkeypatch.undo()
+    resume_run(tmp_path / "run")
+    assert course(RunFolder(tmp_path / "run")) == whole
+
+
+# ── again and again ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_five_resumes_within_an_epoch_and_at_its_end(tiny: Tiny, tmp_path: Path):
+    """36 samples, 6 a step: an epoch is 6 steps; stopped after each of them and in the next epoch."""
+    changes = {"train.samples_per_step": 6, "train.steps": 9, "train.save_every": 1, "watch.every": 3}
+    whole = course(tiny.train(tmp_path / "whole", changes))
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(Killed):
+        tiny.train(run.path, changes, listener=Listener("save", 0, kill))
+    for _ in range(6):  # the first save that a resumed run tells is the one it goes on from
+        with pytest.raises(Killed):
+            resume_run(run.path, Listener("save", 1, kill))
+    assert values(run, "step", "step")[-1] == 7
+    resume_run(run.path)
+    assert course(run) == whole
+
+
+@pytest.mark.parametrize(("kind", "number"), [("dry_run", 0), ("save", 2)], ids=["step 0", "last step"])
+def test_resumed_many_times_at_either_end(kind: str, number: int, tiny: Tiny, whole: dict[str, Any], tmp_path: Path):
+    run = killed(tiny, tmp_path / "run", kind, number)
+    for _ in range(5):
+        with pytest.raises(Killed):
+            resume_run(run.path, Listener("dry_run", 0, kill))
+    resume_run(run.path)
+    assert course(run) == whole
 
 
 # ── asked to stop ────────────────────────────────────────────────────────────────────────────────────────────────────

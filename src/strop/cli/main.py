@@ -1,7 +1,7 @@
 """The command line's entry: build, parse, run, and end every failure in words and an exit code.
 
     0  done                                  4  does not fit the memory budget
-    1  a fault of ours                       5  stopped and saved; strop resume continues
+    1  a fault of ours                       5  stopped; strop resume continues
     2  wrong command line or recipe        130  interrupted where there was nothing to save
     3  wrong data or model                 141  the reader of the output went away
 

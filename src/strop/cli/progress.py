@@ -61,6 +61,7 @@ class TerminalListener:
             "watch": self._on_watch,
             "answer": self._on_answer,
             "save": self._on_save,
+            "save_failed": self._on_save_failed,
             "stop": self._on_stop,
             "end": self._on_end,
             "note": self._on_note,
@@ -177,6 +178,10 @@ class TerminalListener:
 
     def _on_save(self, event: Mapping[str, Any]) -> None:
         self._line(f"step {event['step']}  saved {event['folder']}", "dim")
+
+    def _on_save_failed(self, event: Mapping[str, Any]) -> None:
+        self._line(f"step {event['step']}  NOT SAVED: {event['reason']}", "bold red")
+        self._line("  training goes on; the last checkpoint stands, and the next one is tried when it is due", "red")
 
     def _on_stop(self, event: Mapping[str, Any]) -> None:
         self._finish_steps()

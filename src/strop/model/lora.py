@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from strop.errors import ModelError, UsageError
 from strop.kernels.random import uniform
 from strop.model.adapter_tree import PREFIX, from_tree, targets_of, to_tree, tree_settings
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.model.tensor_bytes import Content, safetensors_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -122,13 +123,17 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
-def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) -> None:
-    """Writes an adapter as PEFT does, under the names of the family's modules.
+def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec) -> dict[str, Content]:
+    """The files of an adapter as PEFT writes them, by name, under the names of the family's modules.
 
-    `peft.PeftModel.from_pretrained` loads the folder. Where a fused module has adapters for some of its projections
+    `peft.PeftModel.from_pretrained` loads their folder. Where a fused module has adapters for some of its projections
     only, the file's metadata says for which.
+
+    Args:
+        adapter: its numbers are taken when the files are written; those of fused modules are put together here.
+        base: the model that it was made for, a path or an id.
+        spec: that model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -144,13 +149,22 @@ def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) 
         "use_dora": False,
         **tree_settings(spec, adapter.targets, adapter.rank, adapter.alpha),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tree = to_tree(spec, adapter.matrices).items()
-    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in tree}
-    # One key alone: safetensors writes several in any order, and equal adapters have equal bytes.
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    # One key alone, as safetensors writes several in any order, and equal adapters have equal bytes.
     whole = targets_of(spec, config["target_modules"]) == adapter.targets
     metadata = {"format": "pt"} if whole else {"targets": ",".join(adapter.targets)}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
+    return {
+        CONFIG_FILE: (len(text), [text]),
+        WEIGHTS_FILE: safetensors_file(dict(to_tree(spec, adapter.matrices)), metadata=metadata),
+    }
+
+
+def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) -> None:
+    """Writes an adapter's files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (_, chunks) in adapter_files(adapter, base, spec).items():
+        with (folder / name).open("wb") as file:
+            file.writelines(chunks)
 
 
 def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:

@@ -11,19 +11,24 @@
          adapter/        the result, in PEFT's format
          report.html     all of it, to look at
 
-Files are written whole under another name and renamed, except the two logs, which only grow.
+The folder appears under its name with all that is known before the first step in it. Files are written whole under
+another name and renamed, except the two logs, which only grow (`strop.run.log`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from strop.errors import InputError, UsageError
+from strop.run import disk
+from strop.run.log import Mark, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +88,11 @@ class RunFolder:
                 do="name the folder of a run; `strop runs` lists them",
             ) from None
 
-    def append(self, log: Path, value: dict[str, Any]) -> None:
-        """Adds a line to a log."""
-        with log.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    def write_lines(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a file of one JSON object a line; none where there is no object."""
+        text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+        if text:
+            write_text(self.path / name, text)
 
     def lines(self, log: Path) -> Iterator[dict[str, Any]]:
         """The objects of a log; a last line that was cut off by a kill, be it inside a character, is left out."""
@@ -101,18 +107,68 @@ class RunFolder:
             if isinstance(value, dict):
                 yield value
 
-    def cut_logs(self, step: int) -> None:
-        """Drops from both logs what happened after a step, so that a resumed run writes it once."""
+    def cut_logs(self, step: int, marks: Mapping[str, Mark]) -> list[str]:
+        """Drops from both logs what happened after a checkpoint, so that a resumed run writes it once.
+
+        Args:
+            step: the checkpoint's step; 0 with no marks for a run that starts over.
+            marks: how far each log had come when the checkpoint was made.
+
+        Returns:
+            The names of logs that are not what they were then. Of those the whole lines up to the step are kept.
+        """
+        damaged = []
         for log in (self.events, self.samples):
-            kept = [value for value in self.lines(log) if value.get("step", 0) <= step and value.get("kind") != "stop"]
-            write_text(log, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in kept))
+            mark = marks.get(log.name, NOTHING)
+            if not cut(log, mark):
+                damaged.append(log.name)
+                kept = [value for value in self.lines(log) if _up_to(step, value)]
+                write_text(log, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in kept))
+        return damaged
+
+    def publish_adapter(self, files: Mapping[str, disk.File]) -> None:
+        """Writes the result: whole under its name, or not there.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        staged, old = (self.path / f"{disk.STAGED}{name}" for name in ("adapter", "adapter-before"))
+        need = sum(file.bytes for file in files.values())
+        try:
+            self.sweep()
+            disk.make_folder(staged)
+            for name, file in files.items():
+                disk.write_file(staged / name, file.chunks)
+            disk.sync_folder(staged)
+            if self.adapter.exists():
+                disk.rename(self.adapter, old)
+            disk.rename(staged, self.adapter)
+            disk.discard(old)
+        except OSError as error:
+            disk.discard(staged)
+            reason = error.strerror or str(error)
+            raise disk.save_error("the adapter could not be written", self.adapter, reason, self.path, need) from None
+
+    def sweep(self) -> None:
+        """Removes what a killed process began and did not finish."""
+        disk.sweep(self.path)
+        disk.sweep(self.checkpoints)
 
 
-def create_run(path: Path) -> RunFolder:
-    """Makes a new run folder.
+NOTHING = Mark(0, hashlib.sha256(b"").hexdigest())
+"""The mark of a log that is empty."""
+
+
+def _up_to(step: int, value: Mapping[str, Any]) -> bool:
+    number = value.get("step", 0)
+    return isinstance(number, int) and number <= step and value.get("kind") != "stop"
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuses a run folder that is in the way.
 
     Raises:
-        UsageError: it exists and is not empty, or cannot be made.
+        UsageError: it exists and is not empty.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
@@ -121,11 +177,48 @@ def create_run(path: Path) -> RunFolder:
             found="a file" if path.is_file() else f"{sum(1 for _ in path.iterdir())} files and folders in it",
             do=f"choose another --run, or continue it: strop resume {path}",
         )
+
+
+def create_run(path: Path, write_record: Callable[[RunFolder], None] = lambda _: None) -> RunFolder:
+    """Makes a new run folder, which appears whole or not at all.
+
+    Args:
+        path: where.
+        write_record: writes all that is known before the first step into the folder that it is given.
+
+    Raises:
+        UsageError: it exists and is not empty, or cannot be made.
+    """
+    refuse_existing(path)
+    _sweep_dead(path.parent)
+    staged = path.with_name(f".{path.name}{disk.STAGED}{os.getpid()}")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(path.parent)
+        disk.make_folder(staged)
+        write_record(RunFolder(staged))
+        if os.name == "nt" and path.is_dir():
+            path.rmdir()
+        disk.rename(staged, path)
     except OSError as error:
-        raise UsageError(f"the run folder {path} cannot be made", found=str(error), do="choose another --run") from None
+        disk.discard(staged)
+        failed = disk.save_error("", path, error.strerror or str(error), path)
+        raise UsageError(
+            f"the run folder {path} cannot be made",
+            expected=failed.expected,
+            found=failed.found,
+            do="choose another --run",
+        ) from None
     return RunFolder(path)
+
+
+def _sweep_dead(parent: Path) -> None:
+    """Removes the beginnings of run folders whose process is gone."""
+    import psutil
+
+    for stray in parent.glob(f".*{disk.STAGED}*"):
+        with contextlib.suppress(ValueError):
+            if not psutil.pid_exists(int(stray.name.rpartition("-")[2])):
+                disk.discard(stray)
 
 
 def open_run(path: Path) -> RunFolder:
@@ -147,9 +240,4 @@ def open_run(path: Path) -> RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file under another name, then renames it, so that a reader sees the old or the new, never half."""
-    staging = path.with_name(f".{path.name}.new")
-    with staging.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
+    disk.replace_file(path, text.encode("utf-8"))

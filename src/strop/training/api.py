@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,15 @@ def train(
     return _run(train_run(resolved, folder=folder, budget_bytes=budget, plan_overrides=plan, listener=listener))
 
 
-def resume(run: str | Path, *, listener: Listener | None = None) -> Run:
-    """Continues a run that was stopped, to its end."""
-    return _run(resume_run(Path(run), listener))
+def resume(run: str | Path, *, accept: Collection[str] = (), listener: Listener | None = None) -> Run:
+    """Continues a run that was stopped, to its end.
+
+    Args:
+        run: the run folder.
+        accept: what may differ from what the run began with: "recipe", "model", "template", "data".
+        listener: is told every event.
+    """
+    return _run(resume_run(Path(run), listener, accept))
 
 
 def _run(summary: Mapping[str, Any]) -> Run:

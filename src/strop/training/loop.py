@@ -6,19 +6,21 @@ cut after any checkpoint and continued to the same bytes.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.data.records import Example
-from strop.errors import Stopped
-from strop.model.lora import write_adapter
-from strop.run.checkpoint import sync, write_checkpoint
+from strop.errors import SaveError, Stopped
+from strop.model.lora import adapter_files
+from strop.model.tensor_bytes import Content
+from strop.run.checkpoint import write_checkpoint
+from strop.run.disk import File
 from strop.run.summary import summarize
-from strop.training.guards import NotFinite, StopRequest
+from strop.training.guards import NotFinite
+from strop.training.identity import plan_identity
 from strop.training.meter import memory_bytes, peak_bytes
 from strop.training.schedule import learning_rate, total_steps
 from strop.training.shortage import dry_run, with_enough_memory
@@ -30,10 +32,15 @@ from strop.training.watch import watch
 def train_loop(training: Training, first_step: int) -> None:
     """Trains from ``first_step`` to the end and writes the adapter.
 
+    A checkpoint of step k is made before the look of step k, so a look may be cut short: whoever goes on from step k
+    looks first.
+
     Raises:
         Stopped: the user asked to stop (saved first), or numbers were not finite.
+        SaveError: what had to be written could not be.
+        KeyboardInterrupt: the user asked to stop before there was anything to save.
     """
-    recipe = training.recipe
+    recipe, stop = training.recipe, training.stop
     steps = total_steps(recipe.train, len(training.learned))
     training.journal.event(
         "start",
@@ -46,24 +53,38 @@ def train_loop(training: Training, first_step: int) -> None:
         resumed=first_step > 0,
     )
     dry_run(training, first_step)
-    if first_step == 0:
-        _watch(training, 0)
-    with StopRequest() as stop:
-        for step in range(first_step, steps):
-            _step(training, step, steps)
-            done = step + 1
-            stopping = stop.reason and done < steps
+    stop.check()
+    done = saved = first_step
+    try:
+        while True:
+            if done < steps:
+                stop.check()
             if done % recipe.watch.every == 0 or done == steps:
                 _watch(training, done)
-            if done % recipe.train.save_every == 0 or done == steps or stopping:
-                _save(training, done)
-            if stopping:
-                training.journal.event("stop", done, reason=stop.reason)
-                raise Stopped(
-                    f"stopped by {stop.reason} after step {done} of {steps}, and saved",
-                    do=f"strop resume {training.run.path}",
-                )
-        _finish(training, steps)
+            if done == steps:
+                break
+            stop.check()
+            _step(training, done, steps)
+            done += 1
+            if (done % recipe.train.save_every == 0 or done == steps) and _save(training, done):
+                saved = done
+    except KeyboardInterrupt:
+        if done == first_step:
+            raise
+        _leave(training, done, steps, saved == done)
+    _finish(training, steps)
+
+
+def _leave(training: Training, done: int, steps: int, is_saved: bool) -> NoReturn:
+    """Saves what is not saved yet, and ends the run in the middle."""
+    if not is_saved:
+        _save(training, done, needed=True)
+    training.journal.event("stop", done, reason=training.stop.reason)
+    training.journal.sync()
+    raise Stopped(
+        f"stopped by {training.stop.reason} after step {done} of {steps}, and saved",
+        do=f"strop resume {training.run.path}",
+    )
 
 
 def _step(training: Training, step: int, steps: int) -> None:
@@ -113,6 +134,7 @@ def _watch(training: Training, step: int) -> None:
         training.held_out,
         training.questions,
         training.journal,
+        training.stop,
         step=step,
         pack_tokens=training.plan.pack_tokens,
         # Looking is without dropout, so that beginnings are equal whatever the recipe says.
@@ -121,24 +143,45 @@ def _watch(training: Training, step: int) -> None:
     )
 
 
-def _save(training: Training, step: int) -> None:
-    def write_files(folder: Path) -> None:
-        write_adapter(training.adapter, folder, training.base, training.engine.decoder.spec)
-        training.optimizer.write(folder)
+def _save(training: Training, step: int, needed: bool = False) -> bool:
+    """Makes a checkpoint, after the logs up to it are on the disk. One that fails is told, and the run goes on.
 
-    checkpoint = write_checkpoint(training.run.checkpoints, step, write_files)
-    training.journal.event("save", step, folder=str(checkpoint.path))
+    Raises:
+        SaveError: it failed where the run cannot go on without it.
+    """
+    journal = training.journal
+    files = {
+        **adapter_files(training.adapter, training.base, training.engine.decoder.spec),
+        **training.optimizer.files(),
+    }
+    identity = {**training.identity, "plan": plan_identity(training.plan)}
+    try:
+        logs = journal.sync()
+        checkpoint = write_checkpoint(training.run.checkpoints, step, _files(files), identity, logs)
+    except SaveError as error:
+        journal.event(
+            "save_failed",
+            step,
+            reason=f"{error.what}: {error.found}",
+            path=error.path,
+            need_bytes=error.need_bytes,
+            free_bytes=error.free_bytes,
+        )
+        if needed:
+            raise
+        return False
+    journal.saved(checkpoint)
+    return True
+
+
+def _files(contents: Mapping[str, Content]) -> dict[str, File]:
+    return {name: File(*content) for name, content in contents.items()}
 
 
 def _finish(training: Training, steps: int) -> None:
     """Publishes the adapter under its final name, whole, and records the end."""
-    staging = training.run.path / ".adapter.new"
-    shutil.rmtree(staging, ignore_errors=True)
-    write_adapter(training.adapter, staging, training.base, training.engine.decoder.spec)
-    for path in staging.iterdir():
-        sync(path)
-    shutil.rmtree(training.run.adapter, ignore_errors=True)
-    staging.rename(training.run.adapter)
+    training.run.publish_adapter(_files(adapter_files(training.adapter, training.base, training.engine.decoder.spec)))
+    training.journal.sync()
     summary = summarize(training.run)
     training.journal.event(
         "end",
@@ -150,3 +193,4 @@ def _finish(training: Training, steps: int) -> None:
         held_out_loss=summary["held_out_loss"],
         forecast=training.forecast.as_dict(),
     )
+    training.journal.sync()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from strop.errors import InputError
 from strop.model.lora import Adapter
+from strop.model.tensor_bytes import Content, safetensors_file
 
 STATE_FILE = "optimizer.safetensors"
 BETAS = (0.9, 0.999)
@@ -49,17 +51,32 @@ class Optimizer:
             maximize=False,
         )
 
+    def files(self) -> dict[str, Content]:
+        """The file of both moments of every matrix, by its name."""
+        tensors = {f"{name}.{moment}": kept[name] for name in self._first for moment, kept in self._moments()}
+        return {STATE_FILE: safetensors_file(tensors)}
+
     def write(self, folder: Path) -> None:
-        """Writes both moments of every matrix."""
-        tensors = {}
-        for name in self._first:
-            for moment, kept in self._moments():
-                tensors[f"{name}.{moment}"] = kept[name].detach().cpu().contiguous()
-        save_file(tensors, folder / STATE_FILE)
+        """Writes that file into a folder."""
+        for name, (_, chunks) in self.files().items():
+            with (folder / name).open("wb") as file:
+                file.writelines(chunks)
 
     def read(self, folder: Path, step: int) -> None:
-        """Takes up the moments that ``write`` left after ``step`` steps."""
-        tensors = load_file(folder / STATE_FILE)
+        """Takes up the moments that ``files`` gave after ``step`` steps.
+
+        Raises:
+            InputError: no such file, or moments of another adapter.
+        """
+        try:
+            tensors = load_file(folder / STATE_FILE)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{folder / STATE_FILE} cannot be read",
+                expected="the optimiser's moments",
+                found=str(error),
+                do="train a new run",
+            ) from None
         for name in self._first:
             for moment, kept in self._moments():
                 found = tensors.get(f"{name}.{moment}")

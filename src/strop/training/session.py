@@ -2,59 +2,49 @@
 
     resolve ─▶ model folder ─▶ tokenizer ─▶ data ─▶ plan ─▶ run folder ─▶ base in NF4 ─▶ adapter ─▶ loop ─▶ report
 
-`train_run` starts a run and `resume_run` continues one; both come together at `_train`.
+`train_run` starts a run and `resume_run` continues one; both come together at `_train`. A signal ends what comes before
+the run folder with nothing written, and what comes after it with a run that can be resumed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from strop.data.accounting import check_refused
-from strop.data.checks import check_questions
-from strop.data.examples import Dataset, prepare
-from strop.data.mixture import parse_sources, whole_path, whole_sources
-from strop.data.preview import length_histogram, segments
-from strop.data.samples import Joined
-from strop.data.tokenizer import Tokenizer
-from strop.errors import InputError, Stopped, UsageError
-from strop.hub.hashes import cache_folder
+from strop.data.mixture import parse_sources
+from strop.errors import InputError, SaveError, Stopped, UsageError
 from strop.model.adapter_tree import from_tree
 from strop.model.load import load_decoder
-from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
-from strop.model.source import model_folder, whole_model
+from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter
 from strop.model.spec import DecoderSpec
-from strop.model.support import require_support
 from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import choose
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan, check_device, plan_from_dict, read_levers
 from strop.recipe import Recipe, Resolved, from_yaml
+from strop.run import disk
 from strop.run.checkpoint import Checkpoint, newest_checkpoint
-from strop.run.folder import RunFolder, create_run, open_run, write_text
+from strop.run.folder import RunFolder, create_run, open_run, refuse_existing
 from strop.run.journal import Journal, Listener
 from strop.run.report import write_report
 from strop.run.summary import summarize
+from strop.training.identity import check_accepted, check_identity, plan_identity
+from strop.training.inputs import Inputs, prepare_inputs, with_whole_paths
 from strop.training.loop import train_loop
 from strop.training.optimizer import Optimizer
+from strop.training.record import write_record
 from strop.training.schedule import total_steps
-from strop.training.state import Training, record, work_of
+from strop.training.state import Training, work_of
+from strop.training.stop import StopRequest
 from strop.training.watch import choose_questions
-
-# Samples whose tokens the report shows in colour.
-_SHOWN_SAMPLES = 6
 
 
 def train_run(
@@ -84,15 +74,15 @@ def train_run(
         Stopped: the run was stopped and saved.
     """
     folder = folder or _default_folder(resolved.recipe)
-    _refuse_existing(folder)
+    refuse_existing(folder)
     levers = read_levers(plan_overrides or {})
     early = Journal(None, listener)
-    inputs = _prepare(_with_whole_paths(resolved, early), early)
-    choice = _choose(inputs, budget_bytes, levers, early)
-    run = create_run(folder)
-    journal = Journal(run, listener)
-    _write_record(run, inputs, choice)
-    return _train(run, inputs, choice, journal, None)
+    with StopRequest(early.note) as stop:
+        inputs = prepare_inputs(with_whole_paths(resolved, early), early)
+        choice = _choose(inputs, budget_bytes, levers, early)
+        with stop.held():
+            run = create_run(folder, lambda staged: write_record(staged, inputs, choice))
+            return _train(run, inputs, choice, Journal(run, listener), None, stop)
 
 
 def plan_run(
@@ -117,116 +107,145 @@ def plan_run(
     """
     levers = read_levers(plan_overrides or {})
     journal = Journal(None, listener)
-    return _choose(_prepare(resolved, journal), budget_bytes, levers, journal)
+    return _choose(prepare_inputs(resolved, journal), budget_bytes, levers, journal)
 
 
-def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
+def resume_run(path: Path, listener: Listener | None = None, accept: Collection[str] = ()) -> dict[str, Any]:
     """Continues a run that was stopped, from its newest whole checkpoint, under the same plan.
 
+    Args:
+        path: the run's folder.
+        listener: is told every event.
+        accept: parts that may differ from what they were: recipe, model, template, data.
+
     Raises:
-        UsageError: the run has ended.
-        InputError: no run; or its model or data is no longer what it was.
+        UsageError: the run has ended; or no such part.
+        InputError: no run; or its recipe, model, template or data is no longer what it was.
+        SaveError: the run's folder cannot be written.
+        Stopped: the run was stopped.
     """
+    check_accepted(accept)
     run = open_run(path)
-    if summarize(run)["state"] == "finished":
+    early = Journal(None, listener)
+    with StopRequest(early.note) as stop:
+        try:
+            return _resume(run, listener, accept, stop, early)
+        except KeyboardInterrupt:
+            raise Stopped("stopped before another step was done", do=f"strop resume {run.path}") from None
+
+
+def _resume(
+    run: RunFolder, listener: Listener | None, accept: Collection[str], stop: StopRequest, early: Journal
+) -> dict[str, Any]:
+    before = summarize(run)
+    if before["state"] == "finished":
         raise UsageError(
-            f"the run {path} has ended", found="a finished run", do=f"talk to it: strop chat {path}; or train a new one"
+            f"the run {run.path} has ended",
+            found="a finished run",
+            do=f"talk to it: strop chat {run.path}; or train a new one",
         )
-    manifest = run.read_json("manifest.json")
-    try:
-        plan = plan_from_dict(run.read_json("plan.json"))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
+    plan = _plan_of(run)
     check_device(plan.device)
-    journal = Journal(run, listener)
-    inputs = _prepare(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), journal)
-    for (part, key), value in inputs.identity.items():
-        kept = manifest.get(part, {}).get(key)
-        if kept != value:
-            raise InputError(
-                f"the {part} of run {path} has changed since it began",
-                expected=f"{key} {str(kept)[:16]}…, as manifest.json says",
-                found=f"{key} {value[:16]}…",
-                do=f"put the {part}{' (or the tokenizer)' if part == 'data' else ''} back, or train a new run",
-            )
-    checkpoint, skipped = newest_checkpoint(run.checkpoints)
+    inputs = prepare_inputs(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), early)
+    checkpoint, skipped = _newest(run)
+    kept = checkpoint.identity if checkpoint else run.read_json("manifest.json")
+    accepted = check_identity(run.path, kept, inputs.identity, accept)
+    step = checkpoint.step if checkpoint else 0
     for reason in skipped:
-        journal.note(f"skipped: {reason}")
-    run.cut_logs(checkpoint.step if checkpoint else -1)
+        early.note(f"skipped: {reason}")
+    lost = max(0, before["steps"] - step)
+    early.note(f"going on from step {step}; {lost} steps after it are computed again" if lost else f"from step {step}")
+    if checkpoint and checkpoint.identity.get("plan") != plan_identity(plan):
+        early.note(f"the plan is another one than at step {step}: numbers agree to rounding, not to the bit")
+    budget = _budget_of(run)
+    choice = _choose(inputs, budget, {}, early, plan)
+    with stop.held():
+        journal = _reopen(run, checkpoint, listener, early)
+        if accepted:
+            _accept(run, inputs, journal, step, accepted)
+        return _train(run, inputs, choice, journal, checkpoint, stop)
+
+
+def _plan_of(run: RunFolder) -> Plan:
+    try:
+        return plan_from_dict(run.read_json("plan.json"))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run.path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
+
+
+def _budget_of(run: RunFolder) -> int | None:
+    """The budget that was given by hand; None where it was a share of what was free."""
     said = run.read_json("plan.json").get("forecast", {})
-    budget = said.get("budget_bytes") if said.get("budget_source") == "--memory" else None
-    return _train(run, inputs, _choose(inputs, budget, {}, journal, plan), journal, checkpoint)
+    return said.get("budget_bytes") if said.get("budget_source") == "--memory" else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """All that a run depends on, read and checked."""
-
-    resolved: Resolved
-    folder: Path
-    spec: DecoderSpec
-    tokenizer: Tokenizer
-    dataset: Dataset
-    targets: tuple[str, ...]
-    identity: Mapping[tuple[str, str], str]
-    """Part and key of manifest.json → hash. What a part decides is hashed in those after it, so the first one that
-    differs is to blame: another template makes other tokens of the same data."""
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.resolved.recipe
+def _newest(run: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    try:
+        return newest_checkpoint(run.checkpoints)
+    except OSError as error:
+        raise InputError(
+            f"{run.checkpoints} cannot be read",
+            expected="a folder of checkpoints",
+            found=str(error),
+            do="let it be read",
+        ) from None
 
 
-def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
-    """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
-    recipe = resolved.recipe
-    parse_targets(recipe.adapter.targets)
-    folder = model_folder(recipe.model, journal.note, journal.progress)
-    tensors = ModelTensors(folder)
-    spec = tensors.spec
-    require_support(spec, folder / "config.json")
-    targets = parse_targets(recipe.adapter.targets, spec.projections)
-    tokenizer = Tokenizer.from_folder(folder)
-    if recipe.data.max_tokens is None:
-        resolved = resolved.with_value("data.max_tokens", spec.context, "model")
-    dataset = prepare(
-        resolved.recipe.data,
-        tokenizer,
-        seed=recipe.train.seed,
-        progress=journal.progress("reading data"),
-        cache=cache_folder() / "samples",
-    )
-    check_refused(dataset, recipe.data.refuse_limit)
-    if recipe.data.thinking is None:  # chat opens its turns as the answers that were learned were opened
-        resolved = resolved.with_value("data.thinking", "keep" if dataset.thinking else "drop", "data")
-    for finding in (*dataset.findings, *check_questions(recipe.watch.ask, dataset.learned)):
-        if finding.severity == "warn":
-            where = f" ({finding.instances[0].place})" if finding.instances else ""
-            journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
-    identity = {
-        ("model", "sha256"): tensors.reader.sha256(journal.progress("hashing the base")),
-        ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
-        ("template", "sha256"): tokenizer.template.sha256,
-        ("data", "fingerprint"): dataset.fingerprint,
-    }
-    return _Inputs(resolved, folder, spec, tokenizer, dataset, targets, identity)
+def _reopen(run: RunFolder, checkpoint: Checkpoint | None, listener: Listener | None, early: Journal) -> Journal:
+    """Puts the folder back to what it was when the checkpoint had just been made."""
+    step, marks = (checkpoint.step, checkpoint.logs) if checkpoint else (0, {})
+    try:
+        run.sweep()
+        for name in run.cut_logs(step, marks):
+            early.note(f"{name} is not what it was at step {step}; of its lines up to there the whole ones are kept")
+        journal = Journal(run, listener)
+    except OSError as error:
+        raise _unwritable(run, run.events, error) from None
+    if checkpoint:
+        journal.saved(checkpoint)
+    return journal
+
+
+def _accept(run: RunFolder, inputs: Inputs, journal: Journal, step: int, accepted: list[str]) -> None:
+    """Records what was accepted, in the log and in the manifest."""
+    manifest = run.read_json("manifest.json")
+    for part, facts in inputs.identity.items():
+        manifest[part] = {**manifest.get(part, {}), **facts}
+    try:
+        run.write_json("manifest.json", manifest)
+    except OSError as error:
+        raise _unwritable(run, run.manifest, error) from None
+    for difference in accepted:
+        journal.event("accept", step, difference=difference)
+        journal.note(f"accepted: {difference}")
+
+
+def _unwritable(run: RunFolder, path: Path, error: OSError) -> SaveError:
+    return disk.save_error(f"run {run.path} cannot be written", path, error.strerror or str(error), run.path)
 
 
 def _train(
-    run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None
+    run: RunFolder, inputs: Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None, stop: StopRequest
 ) -> dict[str, Any]:
     try:
-        train_loop(_load(run, inputs, choice, journal, checkpoint), first_step=checkpoint.step if checkpoint else 0)
+        stop.check()
+        with stop.interruptible():
+            training = _load(run, inputs, choice, journal, checkpoint, stop)
+        train_loop(training, first_step=checkpoint.step if checkpoint else 0)
     except KeyboardInterrupt:
         raise Stopped("stopped before another step was done", do=f"strop resume {run.path}") from None
     finally:
+        journal.close()
         # Whatever ended the run, what happened so far is there to look at.
-        write_report(run.path)
+        try:
+            write_report(run.path)
+        except OSError as error:
+            journal.note(f"the report could not be written ({error.strerror or error}); strop report {run.path} does")
     return summarize(run)
 
 
 def _choose(
-    inputs: _Inputs,
+    inputs: Inputs,
     budget_bytes: int | None,
     levers: Mapping[str, str | int],
     journal: Journal,
@@ -247,7 +266,9 @@ def _choose(
     )
 
 
-def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None) -> Training:
+def _load(
+    run: RunFolder, inputs: Inputs, choice: Choice, journal: Journal, checkpoint: Checkpoint | None, stop: StopRequest
+) -> Training:
     """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
     recipe, plan = inputs.recipe, choice.forecast.plan
     use_processor(plan)
@@ -266,9 +287,7 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
-        weights = checkpoint.path / "adapter_model.safetensors"
-        load_matrices(adapter, from_tree(decoder.spec, load_file(weights), adapter.targets, adapter.rank), weights)
-        optimizer.read(checkpoint.path, checkpoint.step)
+        _take_up(decoder.spec, adapter, optimizer, checkpoint)
     return Training(
         run=run,
         recipe=recipe,
@@ -282,11 +301,26 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
         held_out=inputs.dataset.held_out,
         questions=choose_questions(inputs.dataset, recipe),
         journal=journal,
+        stop=stop,
+        identity=inputs.identity,
         base=str(inputs.folder),
     )
 
 
-def _new_adapter(inputs: _Inputs, device: torch.device) -> Adapter:
+def _take_up(spec: DecoderSpec, adapter: Adapter, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's numbers into adapter and optimiser."""
+    weights = checkpoint.path / WEIGHTS_FILE
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{weights} cannot be read", expected="the adapter's matrices", found=str(error), do="train a new run"
+        ) from None
+    load_matrices(adapter, from_tree(spec, tensors, adapter.targets, adapter.rank), weights)
+    optimizer.read(checkpoint.path, checkpoint.step)
+
+
+def _new_adapter(inputs: Inputs, device: torch.device) -> Adapter:
     section = inputs.recipe.adapter
     return make_adapter(
         inputs.spec,
@@ -299,97 +333,6 @@ def _new_adapter(inputs: _Inputs, device: torch.device) -> Adapter:
     )
 
 
-def _write_record(run: RunFolder, inputs: _Inputs, choice: Choice) -> None:
-    """Writes everything that is known before the first step."""
-    dataset, spec, recipe = inputs.dataset, inputs.spec, inputs.recipe
-    write_text(run.recipe, inputs.resolved.to_yaml())
-    run.write_json("plan.json", record(choice, choice.forecast))
-    shown = dataset.learned[:_SHOWN_SAMPLES]
-    run.write_json(
-        "data.json",
-        {
-            "lengths": _histogram(dataset),
-            "samples": [
-                {
-                    "place": str(example.place),
-                    "segments": [{"text": text, "kind": kind} for text, kind in segments(example, inputs.tokenizer)],
-                }
-                for example in shown
-            ],
-        },
-    )
-    for refusal in (*dataset.refused, *dataset.held_out_refused):
-        run.append(run.path / "refused.jsonl", refusal.as_dict())
-    targets = [spec.projection_shape(name) for name in inputs.targets]
-    hashes: dict[str, dict[str, str]] = {"model": {}, "template": {}, "data": {}}
-    for (part, key), value in inputs.identity.items():
-        hashes[part][key] = value
-    run.write_json(
-        "manifest.json",
-        {
-            "strop": version("strop"),
-            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "model": {
-                "path": recipe.model,
-                **hashes["model"],
-                "family": spec.family,
-                "parameters": spec.parameters,
-                "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
-            },
-            "template": hashes["template"],
-            "data": {
-                "train": recipe.data.train,
-                **hashes["data"],
-                "read": dataset.read,
-                "learned": len(dataset.learned),
-                "held_out": len(dataset.held_out),
-                "refused": len(dataset.refused),
-                "held_out_read": dataset.held_out_read,
-                "held_out_refused": len(dataset.held_out_refused),
-                "sources": [asdict(source) for source in dataset.sources],
-                "shapes": dict(dataset.shapes),
-            },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-            "device": _device_facts(choice.forecast.plan),
-        },
-    )
-
-
-def _histogram(dataset: Dataset) -> dict[str, list[int]]:
-    """Lengths of all samples: the lower edges of the bars and, last, the upper end; and how many lie in each."""
-    buckets = length_histogram(Joined(dataset.learned, dataset.held_out))
-    edges = [bucket.low for bucket in buckets] + [bucket.high + 1 for bucket in buckets[-1:]]
-    return {"bins": edges, "counts": [bucket.count for bucket in buckets]}
-
-
-_LIBRARIES = ("torch", "numpy", "tokenizers", "safetensors", "jinja2")
-
-
-def _device_facts(plan: Plan) -> dict[str, Any]:
-    import psutil
-
-    name = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else platform.processor()
-    return {
-        "device": plan.device,
-        "name": name or platform.machine(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": psutil.cpu_count(logical=False),
-        "memory_bytes": psutil.virtual_memory().total,
-    }
-
-
-def _with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:
-    """Model and data so that the run can be resumed and asked from any folder: absolute paths, pinned hub ids."""
-    recipe = resolved.recipe
-    whole: dict[str, str | tuple[str, ...]] = {"data.train": whole_sources(recipe.data.train, journal.note)}
-    if isinstance(recipe.data.eval, str):
-        whole["data.eval"] = whole_path(recipe.data.eval, journal.note)
-    whole["model"] = whole_model(recipe.model, journal.note)
-    for field, value in whole.items():
-        resolved = resolved.with_value(field, value, resolved.sources[field])
-    return resolved
-
-
 def _default_folder(recipe: Recipe) -> Path:
     source = parse_sources(recipe.data.train)[0].path
     model, data = (re.sub(r"[^\w.-]+", "-", Path(text).stem).strip("-") or "run" for text in (recipe.model, source))
@@ -400,9 +343,3 @@ def _default_folder(recipe: Recipe) -> Path:
         folder = Path("runs") / f"{stamp}-{model}-{data}-{number}"
         number += 1
     return folder
-
-
-def _refuse_existing(folder: Path) -> None:
-    """Says before any work that a run folder is in the way; `create_run` says it again when it is made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        create_run(folder)

@@ -89,7 +89,11 @@ def _go_leaner(training: Training, step: int, reason: str) -> None:
     training.engine.release()
     training.forecast = found
     training.engine = make_engine(decoder, found.plan, work_of(training.choice, found.plan, training.adapter))
-    training.run.write_json("plan.json", record(training.choice, found))
+    try:
+        training.run.write_json("plan.json", record(training.choice, found))
+    except OSError as error:
+        # Without it a resumed run begins under the plan before, and falls back to this one again.
+        training.journal.note(f"plan.json could not be written: {error.strerror or error}")
     training.journal.event("replan", step, reason=reason, plan=found.plan.as_dict(), forecast=found.as_dict())
 
 

@@ -18,7 +18,9 @@ from strop.plan.plan import Plan
 from strop.recipe import Recipe
 from strop.run.folder import RunFolder
 from strop.run.journal import Journal
+from strop.training.identity import Identity
 from strop.training.optimizer import Optimizer
+from strop.training.stop import StopRequest
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Training:
     Attributes:
         choice: the plan that was chosen, and the curve that it lies on.
         forecast: the plan in force, and what it was said to cost.
+        stop: the user's wish to stop.
+        identity: what the run depends on; every checkpoint holds it.
     """
 
     run: RunFolder
@@ -42,6 +46,8 @@ class Training:
     held_out: Sequence[Example]
     questions: Sequence[Question]
     journal: Journal
+    stop: StopRequest
+    identity: Identity
     base: str
 
     @property

@@ -21,6 +21,7 @@ from strop.model.engine import Engine
 from strop.model.lora import Adapter
 from strop.recipe import Recipe
 from strop.run.journal import Journal
+from strop.training.stop import StopRequest
 
 
 def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
@@ -40,16 +41,22 @@ def watch(
     held_out: Sequence[Example],
     questions: Sequence[Question],
     journal: Journal,
+    stop: StopRequest,
     *,
     step: int,
     pack_tokens: int,
     share_prefixes: bool,
     answer_tokens: int,
 ) -> None:
-    """Measures the held-out loss and asks the questions; both are functions of the adapter alone."""
+    """Measures the held-out loss and asks the questions; both are functions of the adapter alone.
+
+    Raises:
+        KeyboardInterrupt: the user asked to stop meanwhile; nothing of the look is recorded.
+    """
     began = time.perf_counter()
-    loss = held_out_loss(engine, adapter, held_out, pack_tokens, share_prefixes)
-    answers = answer_questions(engine.decoder, adapter, tokenizer, questions, answer_tokens)
+    with stop.interruptible():
+        loss = held_out_loss(engine, adapter, held_out, pack_tokens, share_prefixes)
+        answers = answer_questions(engine.decoder, adapter, tokenizer, questions, answer_tokens)
     journal.event(
         "watch",
         step,
