@@ -15,7 +15,6 @@ turn "#" into the end of every answer.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -30,9 +29,14 @@ from strop.data.segments import Segmenter, find_stop_token
 from strop.data.template import ChatTemplate
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
+from strop.foreign import read_json, read_text
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a name, by which chat templates use them."""
+
+
+MOST_TOKENIZER_BYTES = 64 << 20
+"""Of tokenizer.json; that of a vocabulary of 262,144 tokens has 33 MB."""
 
 
 class Tokenizer:
@@ -146,7 +150,16 @@ class Tokenizer:
         words = self._words if special else self._literal_words
         known = [words.encode(text) for text in texts] if words else [None] * len(texts)
         others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
-        encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        try:
+            encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        except BaseException as error:  # noqa: BLE001 - the next line lets through what is not expected
+            _raise_unless_of_the_library(error)
+            raise ModelError(
+                f"the tokenizer cannot read a text (one of {len(others):,})",
+                expected="tokens for any text",
+                found=str(error)[:200],
+                do="use the tokenizer that belongs to the model",
+            ) from None
         return [list(next(encoded).ids) if ids is None else ids for ids in known]
 
     def token_starts(self, text: str) -> list[int]:
@@ -188,6 +201,12 @@ class Tokenizer:
         return backend
 
 
+def _raise_unless_of_the_library(error: BaseException) -> None:
+    """Lets through what is not the tokenizers library's: it raises plain exceptions, and panics that are none."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
 def _from_parts(
     backend: str, template: str, named: Mapping[str, str], eos_ids: Sequence[int], template_name: str
 ) -> Tokenizer:
@@ -218,13 +237,14 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
             "writes tokenizer.json out of the older formats",
         )
     try:
-        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_str(read_text(file, MOST_TOKENIZER_BYTES))
     except OSError as error:
         raise ModelError(f"{file} cannot be read", found=str(error), do="check the file and its permissions") from error
-    except Exception as error:  # the library raises nothing more precise
+    except BaseException as error:
+        _raise_unless_of_the_library(error)
         raise ModelError(
             f"{file} is not a tokenizer",
-            found=str(error),
+            found=str(error)[:500],
             do="download the file again, or update the package tokenizers",
         ) from error
 
@@ -234,8 +254,8 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8"), str(file)
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(file), str(file)
+        except (OSError, ValueError) as error:
             raise ModelError(f"{file} cannot be read", found=str(error), do="save it as UTF-8 text") from error
     source = config.get("chat_template")
     if isinstance(source, list):
@@ -275,8 +295,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(file)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} is not a JSON object", found=type(value).__name__, do="download the file again")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ModelError
+from strop.foreign import read_json
 from strop.model.spec import DecoderSpec, RopeSpec
 
 Config = dict[str, Any]
@@ -43,7 +44,7 @@ def read_config(folder: Path) -> Config:
             do="point to the folder that holds the model itself",
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read", found=str(error), do="fetch the model again") from None
     if not isinstance(config, dict):
@@ -64,7 +65,7 @@ def spec_from_config(config: Config, place: Path) -> DecoderSpec:
         )
     try:
         return reader(config, place)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = f"missing key {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{place} is incomplete or broken", found=problem, do="fetch the model again") from None
 

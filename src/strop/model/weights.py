@@ -8,7 +8,6 @@ the folder. Pickled weights (`*.bin`, `*.pt`) are never opened.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
+from strop.foreign import MOST_CONFIG_BYTES, parse_json, read_json, resolved_inside
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ class WeightReader:
 
     def check(self, spec: DecoderSpec) -> None:
         """Compares names and shapes with what the spec asks for, before anything is read."""
+        if spec.layers > len(self._entries):
+            raise ModelError(
+                f"{self.folder}: config.json and the weights are not of one model",
+                expected=f"{spec.layers:,} layers, as config.json says",
+                found=f"{len(self._entries):,} tensors",
+                do="fetch the model again",
+            )
         for name, shape in expected_shapes(spec).items():
             entry = self._entries.get(name)
             found = entry.shape if entry else None
@@ -149,9 +156,14 @@ def expected_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
 def _read_header(path: Path) -> dict[str, _Entry]:
     """The tensors of one file; the safetensors library checks the header (size, overlaps, end of file) first."""
     try:
-        with safe_open(path, framework="np"), path.open("rb") as file:
+        real = resolved_inside(path)
+        with real.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        if length > MOST_CONFIG_BYTES:
+            raise ValueError(f"a header of {length:,} bytes, at most {MOST_CONFIG_BYTES:,} are read")
+        with safe_open(real, framework="np"), real.open("rb") as file:
+            file.seek(8)
+            header = parse_json(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} cannot be read",
@@ -187,7 +199,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise ModelError(f"{index} cannot be read", found=repr(error), do="fetch the model again") from None
     files = []

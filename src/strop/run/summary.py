@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.run.folder import RunFolder
+from strop.run.report_files import mapping, number
 
 
 def summarize(run: RunFolder) -> dict[str, Any]:
@@ -25,23 +26,23 @@ def summarize(run: RunFolder) -> dict[str, Any]:
     for event in run.lines(run.events):
         kind = event.get("kind")
         if kind == "start":
-            total, state = event.get("steps", 0), "unfinished"
-            forecast = forecast or event.get("forecast")
+            total, state = int(fact(event, "steps")), "unfinished"
+            forecast = forecast or mapping(event.get("forecast")) or None
         elif kind == "step":
-            steps = event["step"]
-            learned_tokens += event["learned_tokens"]
-            tokens += event["tokens"]
-            seconds += event["seconds"]
-            peak = max(peak, event["memory_bytes"])
+            steps = int(fact(event, "step"))
+            learned_tokens += int(fact(event, "learned_tokens"))
+            tokens += int(fact(event, "tokens"))
+            seconds += fact(event, "seconds")
+            peak = max(peak, int(fact(event, "memory_bytes")))
         elif kind == "watch":
-            watch_seconds += event.get("seconds", 0.0)
-            if event.get("held_out_loss") is not None:
-                losses["before" if watches == 0 else "after"] = event["held_out_loss"]
+            watch_seconds += fact(event, "seconds")
+            if (loss := number(event.get("held_out_loss"))) is not None:
+                losses["before" if watches == 0 else "after"] = loss
                 watches += 1
         elif kind == "stop":
             state = "stopped"
         elif kind == "end":
-            state, peak = "finished", max(peak, event["peak_bytes"])
+            state, peak = "finished", max(peak, int(fact(event, "peak_bytes")))
     return {
         "run": str(run.path),
         "adapter": str(run.adapter) if (run.adapter / "adapter_model.safetensors").is_file() else None,
@@ -56,6 +57,11 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         "held_out_loss": losses,
         "forecast": forecast,
     }
+
+
+def fact(event: dict[str, Any], name: str) -> float:
+    """A number of an event; 0 where a stranger's log has none."""
+    return number(event.get(name)) or 0.0
 
 
 def runs_in(folder: Path) -> list[dict[str, Any]]:

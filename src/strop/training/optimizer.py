@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from strop.errors import InputError
-from strop.model.lora import Adapter
+from strop.model.lora import Adapter, read_tensors
 
 STATE_FILE = "optimizer.safetensors"
 BETAS = (0.9, 0.999)
@@ -59,7 +59,7 @@ class Optimizer:
 
     def read(self, folder: Path, step: int) -> None:
         """Takes up the moments that ``write`` left after ``step`` steps."""
-        tensors = load_file(folder / STATE_FILE)
+        tensors = read_tensors(folder / STATE_FILE)
         for name in self._first:
             for moment, kept in self._moments():
                 found = tensors.get(f"{name}.{moment}")

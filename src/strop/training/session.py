@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from strop.data.accounting import check_refused
 from strop.data.checks import check_questions
@@ -31,7 +30,7 @@ from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
 from strop.model.families import read_spec
 from strop.model.load import load_decoder
-from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets
+from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets, read_tensors
 from strop.model.source import model_folder
 from strop.model.spec import DecoderSpec
 from strop.model.starter import cache_folder
@@ -131,16 +130,15 @@ def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
         raise UsageError(
             f"the run {path} has ended", found="a finished run", do=f"talk to it: strop chat {path}; or train a new one"
         )
-    manifest = run.read_json("manifest.json")
     try:
         plan = plan_from_dict(run.read_json("plan.json"))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
     check_device(plan.device)
     journal = Journal(run, listener)
-    inputs = _prepare(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), journal)
+    inputs = _prepare(from_yaml(run.read_recipe(), str(run.recipe)), journal)
     for (part, key), value in inputs.identity.items():
-        kept = manifest.get(part, {}).get(key)
+        kept = run.fact("manifest.json", part, key)
         if kept != value:
             raise InputError(
                 f"the {part} of run {path} has changed since it began",
@@ -152,8 +150,10 @@ def resume_run(path: Path, listener: Listener | None = None) -> dict[str, Any]:
     for reason in skipped:
         journal.note(f"skipped: {reason}")
     run.cut_logs(checkpoint.step if checkpoint else -1)
-    said = run.read_json("plan.json").get("forecast", {})
-    budget = said.get("budget_bytes") if said.get("budget_source") == "--memory" else None
+    budget = None
+    if run.fact("plan.json", "forecast", "budget_source") == "--memory":
+        said = run.fact("plan.json", "forecast", "budget_bytes")
+        budget = said if isinstance(said, int) and said > 0 else None
     return _train(run, inputs, _choose(inputs, budget, {}, journal, plan), journal, checkpoint)
 
 
@@ -265,7 +265,7 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
         weights = checkpoint.path / "adapter_model.safetensors"
-        load_matrices(adapter, load_file(weights), weights)
+        load_matrices(adapter, read_tensors(weights), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
     return Training(
         run=run,
