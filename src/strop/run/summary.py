@@ -13,11 +13,12 @@ def summarize(run: RunFolder) -> dict[str, Any]:
     """Figures of a run.
 
     Returns:
-        run, adapter (None before the end), state ("finished", "stopped" or "unfinished"), steps done, learned_tokens,
+        run, adapter (None before the end), state ("finished", "stopped" or "unfinished"), steps done, those of
+        them whose loss leapt and that were passed over (skipped_steps), learned_tokens,
         tokens_per_s (all tokens over the seconds of steps), peak_bytes, seconds (of the steps), watch_seconds,
         held_out_loss {before, after}, forecast (as it was before the first step; None in runs that had none).
     """
-    steps = watches = 0
+    steps = watches = skipped = 0
     learned_tokens = tokens = 0
     seconds, watch_seconds, peak = 0.0, 0.0, 0
     forecast: dict[str, Any] | None = None
@@ -34,6 +35,10 @@ def summarize(run: RunFolder) -> dict[str, Any]:
             tokens += int(fact(event, "tokens"))
             seconds += fact(event, "seconds")
             peak = max(peak, int(fact(event, "memory_bytes")))
+        elif kind == "skip":
+            steps = int(fact(event, "step"))
+            seconds += fact(event, "seconds")
+            skipped += 1
         elif kind == "watch":
             watch_seconds += fact(event, "seconds")
             if (loss := number(event.get("held_out_loss"))) is not None:
@@ -48,6 +53,7 @@ def summarize(run: RunFolder) -> dict[str, Any]:
         "adapter": str(run.adapter) if (run.adapter / "adapter_model.safetensors").is_file() else None,
         "state": state,
         "steps": steps,
+        "skipped_steps": skipped,
         "total_steps": total,
         "learned_tokens": learned_tokens,
         "tokens_per_s": tokens / seconds if seconds else 0.0,

@@ -18,7 +18,7 @@ from strop.errors import Stopped
 from strop.model.lora import write_adapter
 from strop.run.checkpoint import sync, write_checkpoint
 from strop.run.summary import summarize
-from strop.training.guards import NotFinite, StopRequest
+from strop.training.guards import LossSpike, NotFinite, SpikeGuard, StopRequest
 from strop.training.meter import memory_bytes, peak_bytes
 from strop.training.schedule import learning_rate, total_steps
 from strop.training.shortage import dry_run, with_enough_memory
@@ -48,9 +48,10 @@ def train_loop(training: Training, first_step: int) -> None:
     dry_run(training, first_step)
     if first_step == 0:
         _watch(training, 0)
+    spikes = SpikeGuard(recipe.train.spike, training.run.lines(training.run.events))
     with StopRequest() as stop:
         for step in range(first_step, steps):
-            _step(training, step, steps)
+            _step(training, step, steps, spikes)
             done = step + 1
             stopping = stop.reason and done < steps
             if done % recipe.watch.every == 0 or done == steps:
@@ -66,17 +67,26 @@ def train_loop(training: Training, first_step: int) -> None:
         _finish(training, steps)
 
 
-def _step(training: Training, step: int, steps: int) -> None:
-    """One optimiser step and its event."""
+def _step(training: Training, step: int, steps: int, spikes: SpikeGuard) -> None:
+    """One optimiser step and its event, or the event of why it was passed over."""
     began = time.perf_counter()
     section = training.recipe.train
     chosen = step_samples(section.seed, step, len(training.learned), section.samples_per_step)
     samples = [training.learned[index] for index in chosen]
+    ids, places = [sample.id for sample in samples], [str(sample.place) for sample in samples]
     try:
         result = with_enough_memory(training, step, lambda: _gradients(training, samples, step))
-    except NotFinite as error:
+        skipped = spikes.skips(step, result.loss, ids, places)
+    except (NotFinite, LossSpike) as error:
         training.journal.event("stop", step, reason=error.what)
         raise
+    if skipped:
+        seconds, bound = time.perf_counter() - began, spikes.bound
+        training.journal.event(
+            "skip", step + 1, loss=result.loss, bound=bound, samples=ids, places=places, seconds=seconds
+        )
+        return
+    spikes.taken(result.loss)
     rate = learning_rate(section, step, steps)
     training.optimizer.step(rate)
     seconds = time.perf_counter() - began

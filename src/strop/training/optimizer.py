@@ -12,6 +12,9 @@ from strop.errors import InputError
 from strop.model.lora import Adapter, read_tensors
 
 STATE_FILE = "optimizer.safetensors"
+STEPS = "steps"
+"""Its tensor of one whole number."""
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
@@ -50,8 +53,9 @@ class Optimizer:
         )
 
     def write(self, folder: Path) -> None:
-        """Writes both moments of every matrix."""
-        tensors = {}
+        """Writes both moments of every matrix, and how many steps were taken."""
+        # Steps that were passed over are no steps of the optimiser: its own count is kept.
+        tensors = {STEPS: torch.tensor(self.steps)}
         for name in self._first:
             for moment, kept in self._moments():
                 tensors[f"{name}.{moment}"] = kept[name].detach().cpu().contiguous()
@@ -71,8 +75,14 @@ class Optimizer:
                         do="the recipe of a run may not change between its start and its resumption",
                     )
                 kept[name].copy_(found)
+        taken = tensors.get(STEPS)
         for count in self._steps:
-            count.fill_(float(step))
+            count.fill_(float(step if taken is None else taken.item()))
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return int(self._steps[0].item()) if self._steps else 0
 
     def _moments(self) -> tuple[tuple[str, dict[str, Tensor]], ...]:
         return ("exp_avg", self._first), ("exp_avg_sq", self._second)
