@@ -7,11 +7,12 @@ data set needs what ``hf auth login`` keeps; Strop does not look at it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-from strop.data.hub_store import is_commit, read_repository, write_repository
+from strop.data.hub_store import is_commit, offline, read_repository, write_repository
 from strop.data.sources_hub import Repository
 from strop.errors import DataError
 
@@ -26,10 +27,10 @@ def look_up(name: str, revision: str) -> Repository:
     Raises:
         DataError: the hub cannot be asked, or has no such data set or revision.
     """
-    kept = read_repository("hf", name, revision) if is_commit(revision) or _offline() else None
+    kept = read_repository("hf", name, revision) if is_commit(revision) or offline() else None
     if kept is not None:
         return kept
-    if _offline():
+    if offline():
         raise DataError(
             f"hf:{name} has not been fetched yet",
             expected="a data set that is on this machine, as HF_HUB_OFFLINE says",
@@ -60,6 +61,9 @@ def download(name: str, repository: Repository, file: str) -> Path:
         DataError: it does not arrive.
     """
     hub = _library()
+    kept = hub.try_to_load_from_cache(
+        name, file, cache_dir=os.environ.get("HF_HUB_CACHE"), revision=repository.commit, repo_type="dataset"
+    )
     try:
         path = hub.hf_hub_download(
             name,
@@ -68,11 +72,27 @@ def download(name: str, repository: Repository, file: str) -> Path:
             revision=repository.commit,
             endpoint=_endpoint(),
             cache_dir=os.environ.get("HF_HUB_CACHE"),
-            local_files_only=_offline(),
+            local_files_only=offline(),
         )
     except _errors(hub) as error:
         _refuse(f"hf:{name}, file {file}", error, hub)
+    if not isinstance(kept, str):
+        _verify(Path(path), repository.files.get(file, (None, None))[1], f"hf:{name}, file {file}")
     return Path(path)
+
+
+def _verify(path: Path, sha256: str | None, what: str) -> None:
+    """Compares what arrived with its hash, which the library leaves to the transport; what differs is not kept."""
+    if sha256 is None:  # a small file, which the hub keeps in git
+        return
+    with path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise DataError(
+            f"{what} did not arrive whole", expected=f"SHA-256 {sha256}", found=f"SHA-256 {found}", do="ask again"
+        )
 
 
 def _library() -> Any:
@@ -85,10 +105,6 @@ def _library() -> Any:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _errors(hub: Any) -> tuple[type[Exception], ...]:

@@ -6,7 +6,8 @@
     GET /api/v1/datasets/owner/name/repo?Revision=…&FilePath=…  the file; a Range is honoured
 
 A file is written beside its final name and takes it when its size and, where the hub tells it, its SHA-256 are right; a
-download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT names another server.
+download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT names another server. With HF_HUB_OFFLINE
+only what was fetched before is used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from strop.data.hub_store import is_commit, read_repository, repository_folder, write_repository
+from strop.data.hub_store import is_commit, offline, read_repository, repository_folder, write_repository
 from strop.data.sources_hub import Repository
 from strop.errors import DataError
 
@@ -29,7 +30,8 @@ _PAGE = 100
 _MOST_PAGES = 1000
 _PIECE = 1 << 20
 _SECONDS = 60
-_ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError)
+_MOST_ANSWER_BYTES = 32 << 20
+_ERRORS = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def look_up(name: str, revision: str) -> Repository:
@@ -42,9 +44,11 @@ def look_up(name: str, revision: str) -> Repository:
     Raises:
         DataError: the hub cannot be asked, or has no such data set or revision.
     """
-    kept = read_repository("ms", name, revision) if is_commit(revision) else None
+    kept = read_repository("ms", name, revision) if is_commit(revision) or offline() else None
     if kept is not None:
         return kept
+    if offline():
+        raise _is_offline(f"ms:{name}" + (f"@{revision}" if revision else ""))
     wanted = revision or "master"
     try:
         identity = _data(f"/api/v1/datasets/{quote(name)}")["Id"]
@@ -70,12 +74,14 @@ def download(name: str, repository: Repository, file: str) -> Path:
     target = repository_folder("ms", name) / repository.commit / PurePosixPath(file)
     if target.exists():
         return target
+    if offline():
+        raise _is_offline(f"ms:{name}, file {file}")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = target.with_name(target.name + ".part")
     size, sha256 = repository.files.get(file, (None, None))
     query = {"Source": "SDK", "Revision": repository.commit, "FilePath": file, "View": "False"}
     try:
-        _receive(f"/api/v1/datasets/{quote(name)}/repo", query, staging)
+        _receive(f"/api/v1/datasets/{quote(name)}/repo", query, staging, size)
         digest, length = _measure(staging)
     except _ERRORS as error:
         raise _refusal(f"ms:{name}, file {file}", error) from error
@@ -114,14 +120,14 @@ def _files(identity: Any, commit: str) -> dict[str, tuple[int | None, str | None
 def _data(path: str, **query: str | int) -> Any:
     """What the API answers, without its envelope."""
     with _open(path, query, 0) as answer:
-        body = json.loads(answer.read(256 << 20))
+        body = json.loads(answer.read(_MOST_ANSWER_BYTES))
     if body.get("Data") is None:
         raise ValueError(str(body.get("Message") or "an answer without data")[:200])
     return body["Data"]
 
 
-def _receive(path: str, query: dict[str, str], staging: Path) -> None:
-    """Write what a path gives behind what is already there."""
+def _receive(path: str, query: dict[str, str], staging: Path, size: int | None) -> None:
+    """Write what a path gives behind what is already there; of more than there should be, one piece too many."""
     start = staging.stat().st_size if staging.exists() else 0
     try:
         answer = _open(path, query, start)
@@ -132,6 +138,10 @@ def _receive(path: str, query: dict[str, str], staging: Path) -> None:
     with answer, staging.open("ab" if answer.status == 206 else "wb") as file:
         while piece := answer.read(_PIECE):
             file.write(piece)
+            if size is not None and file.tell() > size:
+                break
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open(path: str, query: Any, start: int) -> Any:
@@ -142,7 +152,26 @@ def _open(path: str, query: Any, start: int) -> Any:
     address = endpoint.rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
     headers = {"User-Agent": "strop", **({"Range": f"bytes={start}-"} if start else {})}
     request = urllib.request.Request(address, headers=headers)  # noqa: S310 - http and https only, see above
-    return urllib.request.urlopen(request, timeout=_SECONDS)  # noqa: S310 - the same
+    return urllib.request.build_opener(_Redirects).open(request, timeout=_SECONDS)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to another server, and never from https to something that others can read and change."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """The request that a redirect asks for."""
+        if not newurl.startswith("https://") and not (newurl.startswith("http://") and req.type == "http"):
+            raise ValueError(f"a redirect to {newurl[:100]!r}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_offline(what: str) -> DataError:
+    return DataError(
+        f"{what} has not been fetched yet",
+        expected="a data set that is on this machine, as HF_HUB_OFFLINE says",
+        found="nothing kept of it",
+        do="unset HF_HUB_OFFLINE once, or name a local file",
+    )
 
 
 def _measure(file: Path) -> tuple[str, int]:

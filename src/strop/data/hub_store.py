@@ -30,6 +30,11 @@ def repository_folder(hub: Hub, name: str) -> Path:
     return hub_folder() / hub / name.replace("/", "--")
 
 
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE says that nothing may be asked of the network; of no hub, whatever its name."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
 def is_commit(revision: str) -> bool:
     """Whether a revision names a commit, whose files never change."""
     return _COMMIT.fullmatch(revision) is not None

@@ -17,6 +17,9 @@ from strop.model.spec import DecoderSpec, RopeSpec
 
 Config = dict[str, Any]
 
+# What other libraries make code of. auto_map stands in many honest configs and is not read.
+_CODE_KEYS = ("_target_", "_component_", "_attn_implementation_internal", "_experts_implementation_internal")
+
 
 def read_spec(folder: Path) -> DecoderSpec:
     """Reads the spec of the model in a folder.
@@ -55,6 +58,14 @@ def read_config(folder: Path) -> Config:
 def spec_from_config(config: Config, place: Path) -> DecoderSpec:
     """Turns a config into a spec; ``place`` is named in errors."""
     family = config.get("model_type")
+    code = next((key for key in _CODE_KEYS if key in config), None)
+    if code is not None:
+        raise ModelError(
+            f"{place}: {code} names code to be run",
+            expected="numbers and names",
+            found=f"{code}: {json.dumps(config[code])[:200]}",
+            do="do not use this model: no config of an honest one has this key (CVE-2026-4372, CVE-2025-23304)",
+        )
     reader = FAMILIES.get(str(family))
     if reader is None:
         raise ModelError(

@@ -159,6 +159,8 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
         targets = config["target_modules"]
         wanted = PROJECTIONS if targets == "all-linear" else targets
         targets = tuple(name for name in PROJECTIONS if name in wanted)
+        if isinstance(wanted, str) or not targets:
+            raise ValueError(f"target_modules {str(wanted)[:200]!r}, where a list of projections should be")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{folder} holds no readable adapter",
