@@ -5,8 +5,8 @@
     .jsonl.zst      Zstandard; needs the package zstandard (strop[tables])
 
 A line longer than 64 MiB is refused before it is read whole, so that a small file which unpacks to one endless line
-costs no memory. So is a compressed file that grows more than 150-fold beyond 64 MiB, and a million blank lines in a row:
-they would cost time. Text shrinks to a third or a twentieth, rows made from a pattern to a hundredth.
+costs no memory. So is a compressed file that grows more than 150-fold beyond 64 MiB, and a million blank lines in a
+row: they would cost time. Text shrinks to a third or a twentieth, rows made from a pattern to a hundredth.
 """
 
 from __future__ import annotations
