@@ -43,7 +43,7 @@ def test_no_command_asks_anybody_where_all_is_here(tiny: Tiny, tmp_path: Path):
     lines = [
         ("train", model, data, "--run", "run", *flags),
         ("plan", model, data),
-        ("data", model, data, "--html", "data.html"),
+        ("data", data, "--model", model, "--html", "data.html"),
         ("chat", "run", "--ask", "What is 3 + 8?", "--max-tokens", "2"),
         ("report", "run"),
         ("runs", "."),
@@ -63,11 +63,8 @@ def test_the_hook_sees_what_is_asked():
 
 
 def test_importing_strop_asks_nobody():
-    script = (
-        HOOKED.split("from strop", maxsplit=1)[0]
-        + "import strop\n"
+    script = HOOKED.split("from strop", maxsplit=1)[0] + "import strop\n"
     script += "for name in strop.__all__:\n    getattr(strop, name)\nprint(seen)"
-    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert json.loads(done.stdout) == [], done.stderr
 
