@@ -262,9 +262,9 @@ ADAPTER = b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, 
 READERS: dict[str, tuple[Read, list[bytes] | str, tuple[bytes, ...], float]] = {
     "jsonl": (rows("x.jsonl"), ROWS, JSON_MARKS, 0.16),
     "json": (rows("x.json"), [b"[" + ROWS[1].strip() + b"]", b'{"data": [' + ROWS[2].strip() + b"]}"], JSON_MARKS, 0.1),
-    "csv": (rows("x.csv"), [b'question,answer\na,"b\n""c"""\nd,e\n'], (*JSON_MARKS, b'""', b",,"), 0.06),
-    "recipe": (recipe, [RECIPE], YAML_MARKS, 0.12),
-    "template": (template, [CHATML.encode(), LLAMA2.encode()], TEMPLATE_MARKS, 0.1),
+    "csv": (rows("x.csv"), [b'question,answer\na,"b\n""c"""\nd,e\n'], (*JSON_MARKS, b'""', b",,"), 0.159),
+    "recipe": (recipe, [RECIPE], YAML_MARKS, 0.06),
+    "template": (template, [CHATML.encode(), LLAMA2.encode()], TEMPLATE_MARKS, 0.08),
     "tokenizer": (file_of_model("tokenizer.json", tokenize), "tokenizer.json", JSON_MARKS, 0.04),
     "tokenizer config": (
         file_of_model("tokenizer_config.json", tokenize),
@@ -277,7 +277,7 @@ READERS: dict[str, tuple[Read, list[bytes] | str, tuple[bytes, ...], float]] = {
     "index": (file_of_model("model.safetensors.index.json", weights), [INDEX], JSON_MARKS, 0.06),
     "gguf": (gguf, "gguf", BINARY_MARKS, 0.04),
     "checkpoint": (checkpoint, [json.dumps(CHECKPOINT).encode()], JSON_MARKS, 0.06),
-    "run": (run_files, [EVENTS], JSON_MARKS, 0.03),
+    "run": (run_files, [EVENTS], JSON_MARKS, 0.011),
     "adapter": (adapter, [ADAPTER], JSON_MARKS, 0.03),
 }
 
