@@ -26,7 +26,8 @@ padding included, and for the head those that are learned.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
 every step, and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
-"tuned" sides run once more in every round beside a process that keeps one core busy.
+"tuned" sides run once more in every round beside a process that keeps one core busy. With `--avx2` every side is held
+to AVX2, as on a CPU that has no more: there bfloat16, which TRL's defaults ask for, has no instructions of its own.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ TOLERANCE = 1e-4
 # Beginnings of variables that set threads or choose kernels: no side, nor the limit, has any but its own.
 SETTINGS = ("OMP_", "GOMP_", "MKL_", "OPENBLAS_")
 TARGETS = ("q_proj", "k_proj", "v_proj")
+# How the libraries that have a say in it are held to AVX2: torch's own kernels, its two matrix libraries, Strop's two.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "STROP_NATIVE": "avx2",
+}
 RANK, ALPHA, MAX_TOKENS, CONTEXT = 8, 32.0, 512, 2048
 
 
@@ -134,8 +143,8 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
 
 
-def run_side(side: Side, job: Path, python: Path, limit: float) -> Run:
-    """Runs a side to its end, or to the limit."""
+def run_side(side: Side, job: Path, python: Path, limit: float, held: dict[str, str]) -> Run:
+    """Runs a side to its end, or to the limit; ``held`` are variables that all sides are run with."""
     course, log = job.with_name("course.jsonl"), job.with_name("log.txt")
     course.write_text("", encoding="utf-8")
     script, *variant = side.command
@@ -144,7 +153,7 @@ def run_side(side: Side, job: Path, python: Path, limit: float) -> Run:
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            env={**plain_environment(), **offline, **side.environment},
+            env={**plain_environment(), **held, **offline, **side.environment},
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
@@ -188,11 +197,11 @@ def busy_core(where: str) -> Iterator[None]:
         process.wait()
 
 
-def measure_limit(job: Path, learned_share: float) -> dict[str, Any]:
+def measure_limit(job: Path, learned_share: float, held: dict[str, str]) -> dict[str, Any]:
     """What `matmul_rate.py` finds, in a process of its own."""
     model = json.loads(job.read_text(encoding="utf-8"))["model"]
     command = [sys.executable, str(HERE / "matmul_rate.py"), model, "--learned-share", str(learned_share)]
-    found = subprocess.run(command, env=plain_environment(), capture_output=True, check=True)
+    found = subprocess.run(command, env={**plain_environment(), **held}, capture_output=True, check=True)
     return dict(json.loads(found.stdout))
 
 
@@ -222,16 +231,16 @@ def run_rounds(given: argparse.Namespace, job: Path, learned_share: float) -> di
     }
     quiet: dict[str, list[Run]] = {name: [] for name in given.sides}
     busy: dict[str, list[Run]] = {name: [] for name in given.sides if given.busy and name in BUSY_SIDES}
-    limits = []
+    limits, held = [], AVX2 if given.avx2 else {}
     for number in range(given.rounds):
-        limits.append(measure_limit(job, learned_share))
+        limits.append(measure_limit(job, learned_share, held))
         for name in given.sides:
             _tell(number, name)
-            quiet[name].append(run_side(SIDES[name], job, pythons[name], given.limit))
+            quiet[name].append(run_side(SIDES[name], job, pythons[name], given.limit, held))
         for name, runs in busy.items():
             _tell(number, f"{name} beside a busy core")
             with busy_core(given.busy):
-                runs.append(run_side(SIDES[name], job, pythons[name], given.limit))
+                runs.append(run_side(SIDES[name], job, pythons[name], given.limit, held))
     limit = max(limits, key=lambda found: found["limit_tokens_per_s"])
     reference = quiet.get("tuned", [])
     return {
@@ -282,6 +291,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="samples a step")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which a side is stopped")
     parser.add_argument("--busy", nargs="?", const="free", choices=["free", "pinned"], help="also beside a busy core")
+    parser.add_argument("--avx2", action="store_true", help="hold every library to AVX2, as on a CPU with no more")
     parser.add_argument("--peers-venv", type=Path, default=Path(".venv-peers"), help="folder of peers' environments")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS, help=f"write the figures (to {RESULTS.name})")
     given = parser.parse_args()
@@ -291,6 +301,7 @@ def main() -> None:
         figures = {
             "date": date.today().isoformat(),
             **machine(),
+            **({"held_to": "AVX2"} if given.avx2 else {}),
             "data": name,
             "samples_a_step": given.samples,
             "rounds": given.rounds,

@@ -22,7 +22,7 @@ from strop.data.records import Place
 from strop.recipe import resolve
 from strop.review.survey import Survey, select, take_survey
 from strop.run.journal import Journal
-from tiny_tokenizers import write_folder
+from tiny_tokenizers import KINDS, LLAMA3, write_folder
 
 Run = Callable[..., tuple[int, str, str]]
 GSM8K = Path("/work/shared/data/gsm8k/train.jsonl")
@@ -192,6 +192,46 @@ def test_the_page_is_written(run: Run, model: Path, data: Path, tmp_path: Path) 
     assert "<svg" in page
     assert "\x1b" not in page
     assert "written: page.html" in run("data", str(data), "--model", str(model), "--html", "page.html")[1]
+
+
+def test_where_nothing_is_left_all_is_shown(run: Run, model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "empty.jsonl"
+    rows.write_text('{"question": "q", "answer": ""}\n' * 4, encoding="utf-8")
+    line = ("data", str(rows), "--model", str(model))
+    code, out, err = run(*line, "--html", "page.html")
+    assert code == 3
+    assert "4 records = 0 learned + 0 held out + 4 refused" in out
+    assert "4 × the answer is empty" in out
+    assert "nothing is left to learn [nothing-left]" in out
+    assert "max_tokens" not in out
+    assert "error: a run on this data would be refused" in err
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "A run on this data would be refused" in page
+    assert "There is nothing to learn" in page
+    assert "<svg" not in page
+    code, out, _ = run(*line, "--json")
+    found = json.loads(out)
+    assert (code, found["read"], found["refused"], found["learned"]) == (3, 4, 4, 0)
+    assert [finding["kind"] for finding in found["findings"]] == ["nothing-left"]
+    code, out, err = run(*line, "--step", "1")
+    assert (code, out, "there are no steps" in err) == (3, "", True)
+    code, _, err = run("plan", str(model), str(rows))
+    assert (code, "[nothing-left]" in err) == (3, False)
+
+
+def test_a_template_that_is_wrong_is_shown_whole(run: Run, data: Path, tmp_path: Path) -> None:
+    template = LLAMA3.replace("{{- bos_token }}", "{{- bos_token + bos_token }}")
+    model = write_folder(tmp_path / "twice", {**KINDS["llama3"], "template": template})
+    line = ("data", str(data), "--model", str(model), "--data.eval", "2")
+    code, out, err = run(*line, "--html", "page.html")
+    assert code == 3
+    assert "34 records = 31 learned + 2 held out + 1 refused" in out
+    assert "[double-bos]" in out
+    assert "stands twice in a row" in err
+    assert "stands twice in a row" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    code, out, _ = run(*line, "--json")
+    stops = [finding for finding in json.loads(out)["findings"] if finding["severity"] == "stop"]
+    assert (code, [finding["kind"] for finding in stops]) == (3, ["double-bos"])
 
 
 def test_a_finding_that_stops_ends_with_exit_code_3(

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.data.examples import Dataset, prepare
+from strop.data.lint import lint
 from strop.data.records import Example, Message, Place, Record
 from strop.data.split import choose_rows, content_key, held_out_count, hold_out
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
-from strop.errors import DataError, TemplateError, UsageError
+from strop.errors import DataError, InputError, TemplateError, UsageError
 from strop.recipe.schema import DataSection
-from tiny_tokenizers import CHATML, write_folder
+from tiny_tokenizers import CHATML, KINDS, LLAMA3, write_folder
 
 
 def write(file: Path, rows: Iterable[object]) -> str:
@@ -109,25 +110,59 @@ def test_the_split_does_not_depend_on_the_order_of_rows(tmp_path: Path, chatml: 
     assert (len(one.held_out), one.read, one.available) == (8, 30, 40)
 
 
-@settings(max_examples=60)
+def of_questions(pairs: list[tuple[int, int]], seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The numbers of contents and of questions, of samples that are given as question and answer."""
+    keys = [content_key(seed, np.array(pair, np.int32)) for pair in pairs]
+    asked = np.array([(question, 100 - question) for question, _ in pairs], np.uint64)
+    return np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2), asked
+
+
+@settings(max_examples=100)
 @given(
-    copies=st.lists(st.integers(0, 12), min_size=1, max_size=40),
+    pairs=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2)), min_size=1, max_size=40),
     share=st.floats(0, 0.99),
     seed=st.integers(0, 2**63 - 1),
 )
-def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, seed: int) -> None:
-    keys = [content_key(seed, np.array([n, 1], np.int32)) for n in copies]
-    contents = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
-    count = held_out_count(share, len(copies))
-    chosen = hold_out(contents, np.arange(len(copies)), count)
+def test_one_question_is_never_on_both_sides(pairs: list[tuple[int, int]], share: float, seed: int) -> None:
+    contents, asked = of_questions(pairs, seed)
+    count = held_out_count(share, len(pairs))
+    chosen = hold_out(contents, asked, np.arange(len(pairs)), count)
     ids = set(np.flatnonzero(chosen).tolist())
-    assert len(ids) <= count < len(copies)
-    held = {copies[number] for number in ids}
-    assert held.isdisjoint(copies[number] for number in range(len(copies)) if number not in ids)
-    if len(set(copies)) == len(copies):
-        assert len(ids) == count
-    elsewhere = np.random.default_rng(0).permutation(len(copies))
-    assert (hold_out(contents[elsewhere], np.arange(len(copies)), count) == chosen[elsewhere]).all()
+    assert len(ids) <= count < len(pairs)
+    held = {pairs[number][0] for number in ids}
+    assert held.isdisjoint(pairs[number][0] for number in range(len(pairs)) if number not in ids)
+    left_out = [sum(q == question for q, _ in pairs) for question in {q for q, _ in pairs} - held]
+    assert all(size > count - len(ids) for size in left_out)
+    elsewhere = np.random.default_rng(0).permutation(len(pairs))
+    again = hold_out(contents[elsewhere], asked[elsewhere], np.arange(len(pairs)), count)
+    assert (again == chosen[elsewhere]).all()
+
+
+@given(count=st.integers(0, 30), seed=st.integers(0, 2**63 - 1))
+def test_different_questions_are_held_out_by_the_number_of_their_content_alone(count: int, seed: int) -> None:
+    pairs = [(n, n) for n in range(30)]
+    contents, asked = of_questions(pairs, seed)
+    chosen = hold_out(contents, asked, np.arange(30), count)
+    keys = [content_key(seed, np.array(pair, np.int32)) for pair in pairs]
+    assert np.flatnonzero(chosen).tolist() == sorted(sorted(range(30), key=keys.__getitem__)[:count])
+
+
+def test_a_question_with_many_answers_is_not_held_out_more_often_than_others() -> None:
+    pairs = [*((0, answer) for answer in range(10)), *((n, 0) for n in range(1, 11))]
+    times = np.zeros(len(pairs))
+    for seed in range(400):
+        contents, asked = of_questions(pairs, seed)
+        times += hold_out(contents, asked, np.arange(len(pairs)), 10)
+    assert 20 < times[0] < 60  # 400/11: it is held out where it comes first of the eleven
+    assert (times[10:] > 300).all()
+
+
+def test_what_was_cut_to_the_same_tokens_stays_together() -> None:
+    contents = np.array([(5, 5), (5, 5), (1, 1), (1, 1), (9, 9)], np.uint64)
+    asked = np.array([(1, 1), (2, 2), (2, 2), (3, 3), (4, 4)], np.uint64)
+    for count in range(6):
+        chosen = hold_out(contents, asked, np.arange(5), count)
+        assert chosen.tolist() == [count >= 4] * 4 + [count in (1, 2, 3, 5)]
 
 
 @settings(max_examples=60)
@@ -136,14 +171,71 @@ def test_equal_samples_are_never_on_both_sides(copies: list[int], share: float, 
 )
 def test_the_samples_of_a_record_stay_together(records: list[list[int]]) -> None:
     contents = np.array([[n, n + 1] for record in records for n in record], np.uint64)
+    asked = np.array([[n, 0] for n, record in enumerate(records) for _ in record], np.uint64)
     numbers = np.repeat(np.arange(len(records)) * 3, [len(record) for record in records])
     count = len(contents) // 2
-    chosen = hold_out(contents, numbers, count)
+    chosen = hold_out(contents, asked, numbers, count)
     assert chosen.sum() <= count
     sides = {}
     for number, record in enumerate(records):
         (side,) = set(chosen[numbers == 3 * number].tolist())
         assert sides.setdefault(tuple(record), side) == side
+
+
+def test_questions_with_several_answers_stop_no_run(tmp_path: Path, chatml: Tokenizer) -> None:
+    rows = [
+        {
+            "question": f"What is  {n % 60} + 1?" if n % 2 else f"what IS {n % 60} + 1?",
+            "answer": f"Way {n}: {n % 60 + 1}",
+        }
+        for n in range(240)
+    ]
+    one, other = (data(chatml, write(tmp_path / "a.jsonl", rows), seed=seed, eval=0.1) for seed in (0, 1))
+    for dataset in (one, other):
+        learned, held_out = (
+            [example.conversation for example in part if example.conversation]
+            for part in (dataset.learned, dataset.held_out)
+        )
+        assert (len(held_out), dataset.refused, dataset.findings) == (24, [], ())
+        asked = [{" ".join(q.messages[0].content.lower().split()) for q in part} for part in (learned, held_out)]
+        assert asked[0].isdisjoint(asked[1])
+        assert "held-out-in-training" not in {finding.kind for finding in lint(learned, held_out)}
+    assert contents(one.held_out) != contents(other.held_out)
+
+
+def test_it_is_said_where_fewer_are_held_out(tmp_path: Path, chatml: Tokenizer) -> None:
+    rows = [{"question": "Tell me a joke.", "answer": f"Knock {n}."} for n in range(40)]
+    dataset = data(chatml, write(tmp_path / "a.jsonl", rows), eval=0.1)
+    assert (len(dataset.learned), len(dataset.held_out)) == (40, 0)
+    (finding,) = dataset.findings
+    assert (finding.kind, finding.severity, finding.count) == ("held-out-short", "warn", 4)
+    assert finding.what.startswith("none of the 4 samples")
+
+
+def test_what_stops_a_run_is_a_finding_for_who_only_looks(tmp_path: Path, chatml: Tokenizer) -> None:
+    def look(rows: Iterable[object], tokenizer: Tokenizer = chatml, **section: Any) -> Dataset:
+        settings = DataSection(train=write(tmp_path / "a.jsonl", rows), **section)
+        with pytest.raises(InputError) as caught:
+            prepare(settings, tokenizer, seed=0)
+        dataset = prepare(settings, tokenizer, seed=0, stop=False)
+        (stop,) = [finding for finding in dataset.findings if finding.severity == "stop"]
+        assert stop.what in caught.value.what
+        assert caught.value.do == stop.do
+        return dataset
+
+    nothing = look([{"question": "q", "answer": ""}] * 3)
+    assert (nothing.read, len(nothing.learned), len(nothing.held_out), len(nothing.refused)) == (3, 0, 0, 3)
+    assert (nothing.findings[0].kind, nothing.findings[0].count) == ("nothing-left", 3)
+    assert nothing.findings[0].instances[0].text == "the answer is empty"
+    all_held_out = look(sums(3), eval=5)
+    assert (len(all_held_out.learned), all_held_out.findings[0].kind) == (3, "nothing-left")
+    own = look(sums(3), eval=write(tmp_path / "b.jsonl", [{"question": "", "answer": "a"}]))
+    assert (len(own.learned), own.held_out_read, len(own.held_out_refused)) == (3, 1, 1)
+    both = look(sums(3), eval=write(tmp_path / "c.jsonl", sums(3)))
+    assert (len(both.learned), len(both.held_out), len(both.refused)) == (0, 3, 3)
+    template = LLAMA3.replace("{{- bos_token }}", "{{- bos_token + bos_token }}")
+    twice = Tokenizer.from_folder(write_folder(tmp_path / "twice", {**KINDS["llama3"], "template": template}))
+    assert "double-bos" in {finding.kind for finding in look(sums(3), twice).findings}
 
 
 def test_how_many_are_held_out() -> None:

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from strop.kernels import blas, library
+from strop.kernels import blas, library, select
 from strop.kernels.attention import Span, attend, attend_backward, attention
 
 is_native = library.native() is not None and "openblas" in blas.libraries()
 needs_native = pytest.mark.skipif(not is_native, reason="the native library or OpenBLAS is not here")
-each_library = pytest.mark.parametrize("name", ["torch", pytest.param("openblas", marks=needs_native)])
+each_library = pytest.mark.parametrize("name", ["torch", pytest.param("native", marks=needs_native)])
 
 ragged = [1, 2, 63, 64, 65, 257]
 
@@ -84,7 +84,7 @@ def check(spans, heads, kv_heads, width, **settings):
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (2, 2, 16), (4, 1, 128), (3, 1, 20)])
 @pytest.mark.parametrize("spare", [0, 5])
 def test_ragged_documents(name, heads, kv_heads, width, spare):
-    with blas.using(name):
+    with select.forced(name):
         check(documents(ragged), heads, kv_heads, width, spare=spare)
 
 
@@ -101,13 +101,13 @@ def test_ragged_documents(name, heads, kv_heads, width, spare):
 )
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(6, 2, 64), (2, 2, 16)])
 def test_a_shared_prefix_is_as_if_repeated(name, spans, heads, kv_heads, width):
-    with blas.using(name):
+    with select.forced(name):
         check(spans, heads, kv_heads, width)
 
 
 @each_library
 def test_a_document_of_many_tiles(name):
-    with blas.using(name):
+    with select.forced(name):
         check(documents([1700, 5]), 2, 1, 16)
 
 
@@ -118,7 +118,7 @@ def test_scores_far_apart_stay_finite():
 
 @needs_native
 def test_row_sums_are_logarithms_of_sums():
-    with blas.using("openblas"):
+    with select.forced("native"):
         spans = families([70, 20])
         qkv, _, _, row_sums, _ = both(spans, 2, 1, 16)
     scores = qkv[:, :32].double().unflatten(1, (2, 16)).transpose(0, 1) @ qkv[:, 32:48].double().t() / 4
@@ -130,7 +130,7 @@ def test_row_sums_are_logarithms_of_sums():
 @pytest.mark.parametrize("spans", [documents(ragged), documents([1500]), families([400, 300, 500], [70, 9])])
 def test_threads_and_instruction_sets_change_no_bit(spans, restored):
     results = []
-    with blas.using("openblas"):
+    with select.forced("native"):
         for isa, threads in itertools.product(["plain", "avx2", "avx512", "neon"], [1, 3]):
             if library.native().strop_use(isa.encode()):
                 library.set_threads(threads)
@@ -147,7 +147,7 @@ def test_rows_of_other_documents_are_never_read(name):
     qkv = torch.randn(120, 64)
     qkv[30:70] = float("nan")
     out, row_sums, grad_qkv = torch.empty(120, 32), torch.empty(2, 120), torch.empty(120, 64)
-    with blas.using(name):
+    with select.forced(name):
         attend(qkv, spans, heads, kv_heads, out, row_sums)
         attend_backward(qkv, out, torch.ones(120, 32), row_sums, spans, heads, kv_heads, grad_qkv)
     for result in (out, grad_qkv):
@@ -166,3 +166,20 @@ def test_other_types_are_computed_by_torch():
     expected, expected_grad = reference(qkv, grad, spans, 2, 1, 16)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(grad_qkv, expected_grad)
+
+
+@needs_native
+def test_the_library_of_the_frozen_products_does_not_choose_how_attention_is_computed():
+    # Torch's library may be the faster one for large products; the small ones of attention are another matter.
+    qkv_TO, sums_HT = torch.randn(7, 3 * 16), torch.empty(2, 7)
+    outs = {}
+    for name in ("openblas", "torch"):
+        with blas.using(name):
+            outs[name] = torch.empty(7, 16), sums_HT.clone()
+            attend(qkv_TO, documents([7]), 2, 2, *outs[name])
+    with select.forced("torch"):
+        other_TQ = torch.empty(7, 16)
+        attend(qkv_TO, documents([7]), 2, 2, other_TQ, sums_HT)
+    assert torch.equal(outs["openblas"][0], outs["torch"][0])
+    assert not torch.equal(other_TQ, outs["torch"][0])
+    torch.testing.assert_close(other_TQ, outs["torch"][0])

@@ -229,7 +229,7 @@ def test_leaner_goes_down_the_curve_to_its_end():
         assert point in found.curve
         seen.append(point)
     assert seen[-1].peak_bytes <= found.curve[0].peak_bytes / 0.98
-    assert len(seen) > 3
+    assert len(seen) > 2
     for point in seen:
         assert packing_of(found, point.plan).pack_tokens == point.plan.pack_tokens
 

@@ -31,9 +31,12 @@ def show_survey(survey: Survey, console: Console) -> None:
         console: where to print; its width and whether it shows more than ASCII decide the form.
     """
     _show_account(survey, console)
-    _show_lengths(survey, console)
-    _show_limits(survey, console)
-    _show_packs(survey, console)
+    if len(survey.dataset.learned):
+        _show_lengths(survey, console)
+    if survey.everything.over:
+        _show_limits(survey, console)
+    if len(survey.dataset.learned):
+        _show_packs(survey, console)
 
 
 def show_verdict(survey: Survey, console: Console) -> None:
@@ -84,6 +87,8 @@ def show_prompts(survey: Survey, console: Console) -> None:
 
     from strop.data.counts import number_of
 
+    if not survey.compared:
+        return
     heading("training prompt against chat prompt", console)
     if not survey.unequal:
         text = f"equal, token for token, in {survey.compared:,} of {survey.compared:,} samples that were compared"

@@ -26,6 +26,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     store       encoded samples as one file, mapped into memory
     samples     a store's samples as a sequence, and arrays of what all are like
     marks       what is noticed about every sample while it is encoded
+    digests     what a conversation says and asks, to find what is there twice
     examples    all of it for a whole file, every record accounted for
     accounting  what is refused, counted, and when it is too much
     overlong, split   what happens to samples that are too long; which samples are held out

@@ -5,24 +5,28 @@
     check_prompts    the prompt that was trained against the prompt that chat sends, token by token
     check_places     a folder that holds the test data too
     check_questions  questions to watch a run by that it learns
+    check_held_out   fewer samples held out than the recipe asks for
     leaks            samples to learn that are held out as well, but for spaces, case and forms of characters
 
 Most of this cannot happen by construction (`strop.data.segments`); here it is looked at once more, at the tokens that
-the training step will see. A finding of the severity ``stop`` is raised as an error by `raise_stops`, with the sample.
+the training step will see. A finding of the severity ``stop`` is raised as an error, with the sample, or kept for who
+only looks at the data: `Faults`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
 
+from strop.data.digests import normal, said
 from strop.data.findings import Finding, Instance, Severity
-from strop.data.marks import DOUBLED, ENDLESS, NOTHING, OPENED, PADDED, STOPS, UNLEARNED, marks, normal, said
-from strop.data.records import Example, Message, Place
+from strop.data.marks import DOUBLED, ENDLESS, NOTHING, OPENED, PADDED, STOPS, UNLEARNED, marks
+from strop.data.records import Example, Message, Place, Refusal
 from strop.data.samples import files_of, places_in
 from strop.data.segments import Learn
 from strop.data.thinking import answers_thinking
@@ -60,6 +64,60 @@ def raise_stops(findings: Sequence[Finding]) -> None:
             where = f"{first.place}: " if first and first.place.file else ""
             found = f"{first.text}; {finding.count} in all" if first else ""
             raise error(where + finding.what, found=found, do=finding.do)
+
+
+class Faults:
+    """What is noticed about a data set, one thing after another.
+
+    Args:
+        stop: raise what a run is refused for, rather than keep it.
+
+    Attributes:
+        findings: what was noticed so far.
+    """
+
+    def __init__(self, *, stop: bool) -> None:
+        self._stop = stop
+        self.findings: list[Finding] = []
+
+    def add(self, findings: Sequence[Finding]) -> None:
+        """Take in findings.
+
+        Raises:
+            DataError, TemplateError: as `raise_stops`.
+        """
+        if self._stop:
+            raise_stops(findings)
+        self.findings += findings
+
+    def stops(self, kind: str, error: DataError, refused: Sequence[Refusal] = ()) -> None:
+        """Take in a fault of the whole data set, of which the records are that are refused.
+
+        Raises:
+            DataError: this one.
+        """
+        if self._stop:
+            raise error
+        instances = tuple(Instance(one.place, one.reason) for one in refused[:_INSTANCES])
+        self.findings.append(Finding(kind, "stop", error.what, error.do, len(refused), instances))
+
+    def nothing_left(self, path: str, purpose: str, read: int, numbered: Sequence[tuple[int, Refusal]]) -> None:
+        """No sample is left: with the three most frequent reasons and the cure of the first.
+
+        Raises:
+            DataError: just that.
+        """
+        refused = [refusal for _, refusal in numbered]
+        reasons = Counter(refusal.reason for refusal in refused).most_common(3)
+        counted = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+        cure = next((refusal.cure for refusal in refused if refusal.reason == reasons[0][0]), "")
+        error = DataError(
+            f"{path}: nothing is left to {purpose}",
+            expected="at least one record that can be used",
+            found=f"{read} read, {len(refused)} refused: {counted}",
+            do=cure or "give more data",
+        )
+        self.stops("nothing-left", error, refused)
 
 
 def check_template(tokenizer: Tokenizer) -> list[Finding]:
@@ -257,6 +315,15 @@ def check_questions(questions: Sequence[str], examples: Sequence[Example]) -> li
         return []
     what = f"{len(found)} samples to learn ask what watch.ask asks: the answers will show memory, not skill"
     return [Finding("asked-in-training", "warn", what, "ask other questions", len(found), tuple(found[:_INSTANCES]))]
+
+
+def check_held_out(chosen: int, count: int) -> list[Finding]:
+    """Look whether as many samples are held out as the recipe asks for."""
+    if chosen == count:
+        return []
+    what = f"{chosen or 'none'} of the {count} samples to hold out are held out: those that ask the same stay together"
+    do = "give held-out samples of their own as data.eval, or data.eval 0 to hold out none"
+    return [Finding("held-out-short", "warn", what, do, count - chosen)]
 
 
 def leaks(learned: Sequence[Example], held_out: Sequence[Example]) -> set[int]:

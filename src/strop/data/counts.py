@@ -14,8 +14,9 @@ import numpy as np
 
 from strop.data.examples import Dataset
 from strop.data.records import Example, Refusal
+from strop.data.store import RECORD_BITS
 
-_RECORD = (1 << 32) - 1
+_RECORD = (1 << RECORD_BITS) - 1
 """The part of an `Example.id` that numbers the record; above it stands which of the record's samples this is."""
 
 _MOST_SOURCES = 12

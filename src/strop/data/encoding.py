@@ -14,7 +14,8 @@ from itertools import islice
 from typing import Protocol
 
 from strop.data.conversations import RowReader, excerpt_of
-from strop.data.marks import find_marks, said
+from strop.data.digests import asked, said
+from strop.data.marks import find_marks
 from strop.data.overlong import Overlong, fit
 from strop.data.records import Conversation, Record, Refusal
 from strop.data.segments import Learn
@@ -86,7 +87,8 @@ class Encoder:
             if isinstance(outcome, Refusal):
                 builder.refuse(number, outcome)
             elif isinstance(reading, Conversation):
-                builder.add(number, reading, outcome, list(islice(marks, len(outcome))), said(reading))
+                found = list(islice(marks, len(outcome)))
+                builder.add(number, reading, outcome, found, said(reading), asked(reading))
         return builder.finish(len(numbered), reader.tally)
 
     def reader(self) -> RowReader:

@@ -5,7 +5,8 @@
 
 Nothing is dropped in silence: every record that is read ends as learned samples, held-out samples or a refusal with
 its reason and place, and the three sum to what was read. Nothing starts that could not end well: a data set in which
-nothing would be learned, or an answer would be learned without its stop token, raises instead.
+nothing would be learned, or an answer would be learned without its stop token, raises instead; who only looks at it is
+given it all the same, with the finding that a run would be refused for.
 
 Records are read as they are needed and samples lie in a file (`strop.data.store`), so that neither has to fit into
 memory; who needs the numbers of all samples takes them from arrays (`strop.data.samples`).
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from strop.data.cache import LEAST_BYTES, Kept, key_of
-from strop.data.checks import check_places, check_prompts, check_samples, check_template, raise_stops
+from strop.data.checks import Faults, check_held_out, check_places, check_prompts, check_samples, check_template
 from strop.data.conversations import excerpt_of
 from strop.data.encoding import Encoder, EncodingSettings, batches
 from strop.data.findings import Finding
@@ -37,7 +38,7 @@ from strop.data.split import held_out_count, hold_out
 from strop.data.store import Store
 from strop.data.tokenizer import Tokenizer
 from strop.data.workers import encode_all
-from strop.errors import DataError
+from strop.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -85,7 +86,7 @@ class Dataset:
         held_out_refused: records of that file that are refused.
         fingerprint: SHA-256, in hexadecimal, over the tokens and what is learned of all samples, in order.
         thinking: whether any learned sample's answer reasons, so that chat lets the model reason.
-        findings: what was noticed that does not stop a run (`strop.data.checks`).
+        findings: what was noticed (`strop.data.checks`); what stops a run only where `prepare` was told not to raise.
         sources: what became of the records of each source that is learned from.
         shapes: name of a shape of rows → conversations that were read so, held-out file included.
         ambiguous: "one shape, not another" → rows that both would fit.
@@ -122,6 +123,7 @@ def prepare(
     progress: Progress | None = None,
     cache: Path | None = None,
     workers: int | None = None,
+    stop: bool = True,
 ) -> Dataset:
     """Read, encode and split a data set.
 
@@ -135,6 +137,8 @@ def prepare(
         progress: called now and then while encoding.
         cache: a folder to keep encoded samples in, and to take them from (`strop.data.cache`); None to encode anew.
         workers: processes that encode large data; None for one on each processor, 0 for none.
+        stop: raise what a run would be refused for; False to have it among the findings, and a data set in which
+            there may be nothing to learn.
 
     Raises:
         DataError: the data cannot be read, or nothing in it can be learned.
@@ -151,19 +155,18 @@ def prepare(
     told.finish()
     store, own_file = stores[0], stores[1] if len(stores) > 1 else None
     learned = Samples(store)
+    faults = Faults(stop=stop)
     if own_file is not None:
         held_out = Samples(own_file, id_offset=store.available)
         if not len(held_out):
-            raise _nothing_left(readings[1].names, "hold out", own_file)
+            faults.nothing_left(readings[1].names, "hold out", own_file.records, own_file.refusals)
     else:
-        count = held_out_count(settings.eval, len(learned)) if isinstance(settings.eval, float | int) else 0
-        chosen_S = hold_out(learned.contents_S2(seed), learned.records_S, count if len(learned) else 0)
-        learned, held_out = learned.take(~chosen_S), learned.take(chosen_S)
+        learned, held_out = _split(learned, settings.eval, seed, faults)
     learned, also_held_out = _without(learned, held_out)
     refused = sorted([*store.refusals, *also_held_out], key=lambda numbered: numbered[0])
     if not len(learned):
-        raise _nothing_left(readings[0].names, "learn", store, [refusal for _, refusal in refused])
-    findings = _check(settings, tokenizer, learned, held_out)
+        faults.nothing_left(readings[0].names, "learn", store.records, refused)
+    faults.add(_check(settings, tokenizer, learned, held_out))
     tallies = [one.tally for one in stores]
     return Dataset(
         learned=learned,
@@ -175,7 +178,7 @@ def prepare(
         held_out_refused=[refusal for _, refusal in own_file.refusals] if own_file else [],
         fingerprint=_fingerprint(learned, held_out),
         thinking=bool((learned.marks_S & THINKS).any()),
-        findings=tuple(findings),
+        findings=tuple(faults.findings),
         sources=account(
             readings[0].sources,
             store.bounds,
@@ -274,32 +277,37 @@ def _without(learned: Samples, held_out: Samples) -> tuple[Samples, list[tuple[i
 _BITS_128 = np.dtype("V16")
 
 
-def _nothing_left(path: str, purpose: str, store: Store, refused: Sequence[Refusal] | None = None) -> DataError:
-    """No sample is left; names the three most frequent reasons and the cure of the first."""
-    refused = [refusal for _, refusal in store.refusals] if refused is None else refused
-    reasons = Counter(refusal.reason for refusal in refused).most_common(3)
-    counted = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    cure = next((refusal.cure for refusal in refused if refusal.reason == reasons[0][0]), "")
-    return DataError(
-        f"{path}: nothing is left to {purpose}",
-        expected="at least one record that can be used",
-        found=f"{store.records} read, {len(refused)} refused: {counted}",
-        do=cure or "give more data",
-    )
+def _split(learned: Samples, wanted: float | str, seed: int, faults: Faults) -> tuple[Samples, Samples]:
+    """What is learned and what is held out of the same data."""
+    count = 0
+    if len(learned) and isinstance(wanted, float | int):
+        try:
+            count = held_out_count(wanted, len(learned))
+        except DataError as error:
+            faults.stops("nothing-left", error)
+    if not count:
+        return learned, learned.take(np.empty(0, np.int64))
+    chosen_S = hold_out(learned.contents_S2(seed), learned.asked_S2, learned.records_S, count)
+    faults.add(check_held_out(int(chosen_S.sum()), count))
+    return learned.take(~chosen_S), learned.take(chosen_S)
 
 
 def _check(settings: DataSettings, tokenizer: Tokenizer, learned: Samples, held_out: Samples) -> list[Finding]:
-    """What is noticed about samples and template; raises what stops a run."""
+    """What is noticed about samples and template."""
     learn, cut_end = settings.learn, settings.overlong == "cut_end"
     examples = Joined(learned, held_out)
-    findings = [
-        *check_template(tokenizer),
+    try:
+        of_template = check_template(tokenizer)
+    except TemplateError:
+        if len(examples):
+            raise
+        of_template = []  # it renders nothing, and every record is refused for it
+    return [
+        *of_template,
         *check_samples(examples, tokenizer, learn=learn, cut_end=cut_end),
         *check_prompts(examples, tokenizer, learn=learn),
         *check_places(learned),
     ]
-    raise_stops(findings)
-    return findings
 
 
 def _fingerprint(*parts: Samples) -> str:

@@ -1,8 +1,9 @@
 """Hugging Face's hub, through its own library: what a data set holds, and its files.
 
-Files go to that library's cache (HF_HOME, HF_HUB_CACHE), where other programs find them too; broken downloads are taken
-up where they ended. HF_ENDPOINT names a mirror. With HF_HUB_OFFLINE only what was fetched before is used. A private
-data set needs what ``hf auth login`` keeps; Strop does not look at it.
+Files go to that library's cache (HF_HOME, HF_HUB_CACHE), where other programs find them too. What a broken connection
+has brought is taken up by version 2 of the library while the command runs, and before it by the next command.
+HF_ENDPOINT names a mirror. With HF_HUB_OFFLINE only what was fetched before is used. A private data set needs what
+``hf auth login`` keeps; Strop does not look at it.
 """
 
 from __future__ import annotations

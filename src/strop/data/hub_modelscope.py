@@ -81,10 +81,15 @@ def download(name: str, repository: Repository, file: str) -> Path:
     size, sha256 = repository.files.get(file, (None, None))
     query = {"Source": "SDK", "Revision": repository.commit, "FilePath": file, "View": "False"}
     try:
-        _receive(f"/api/v1/datasets/{quote(name)}/repo", query, staging, size)
+        # A connection that breaks ends an answer early: on with it, as long as more arrives each time.
+        had = -1
+        while had < (had := _receive(f"/api/v1/datasets/{quote(name)}/repo", query, staging, size)) < (size or 0):
+            pass
         digest, length = _measure(staging)
     except _ERRORS as error:
         raise _refusal(f"ms:{name}, file {file}", error) from error
+    if size is not None and length < size:
+        raise _refusal(f"ms:{name}, file {file}", OSError(f"the connection ends behind {length} of {size} bytes"))
     if (size is not None and length != size) or (sha256 and digest != sha256):
         staging.unlink()
         raise DataError(
@@ -126,14 +131,18 @@ def _data(path: str, **query: str | int) -> Any:
     return body["Data"]
 
 
-def _receive(path: str, query: dict[str, str], staging: Path, size: int | None) -> None:
-    """Write what a path gives behind what is already there; of more than there should be, one piece too many."""
+def _receive(path: str, query: dict[str, str], staging: Path, size: int | None) -> int:
+    """Write what a path gives behind what is already there, of more than there should be one piece too many.
+
+    Returns:
+        How many bytes there are then.
+    """
     start = staging.stat().st_size if staging.exists() else 0
     try:
         answer = _open(path, query, start)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is missing
-            return
+            return start
         raise
     with answer, staging.open("ab" if answer.status == 206 else "wb") as file:
         while piece := answer.read(_PIECE):
@@ -142,6 +151,7 @@ def _receive(path: str, query: dict[str, str], staging: Path, size: int | None) 
                 break
         file.flush()
         os.fsync(file.fileno())
+        return file.tell()
 
 
 def _open(path: str, query: Any, start: int) -> Any:

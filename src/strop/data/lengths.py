@@ -137,11 +137,13 @@ def fill(samples: Sequence[Example], pack_tokens: int, *, samples_per_step: int,
     """How full packs get, of the whole data and of the steps of the first epoch.
 
     Args:
-        samples: the samples to learn, at least one.
+        samples: the samples to learn.
         pack_tokens: the length of a pack.
         samples_per_step: samples of a step.
         seed: the recipe's seed, which orders the samples.
     """
+    if not len(samples):
+        return Fill(pack_tokens, 0, 0, 0, 0.0, 0, 0.0, 0.0)
     chosen = list(samples[:: -(-len(samples) // _MOST_PACKED)])
     packs = pack(chosen, pack_tokens)
     tokens = sum(map(len, chosen))

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -116,18 +114,6 @@ def find_marks(
         if answers_thinking(conversation):
             found_S[number] |= THINKS
     return found_S
-
-
-def said(conversation: Conversation) -> bytes:
-    """What a conversation says but for spaces, case and forms of characters: BLAKE2b-128."""
-    texts = [conversation.text or "", *(f"{message.role}\0{message.content}" for message in conversation.messages)]
-    joined = "\1".join(map(normal, texts))
-    return hashlib.blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def normal(text: str) -> str:
-    """Text but for spaces, case and forms of characters."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
 
 
 def _weighted(conversation: Conversation) -> bool:

@@ -81,6 +81,11 @@ class Samples(Sequence[Example]):
         return self.store.rows["said"][self._numbers_S]
 
     @property
+    def asked_S2(self) -> npt.NDArray[np.uint64]:
+        """What each sample's conversation asks, as 128 bits [S, 2]."""
+        return self.store.rows["asked"][self._numbers_S]
+
+    @property
     def ids_S(self) -> npt.NDArray[np.int64]:
         """Each sample's `Example.id`."""
         return self._column("id") + self._id_offset

@@ -1,8 +1,12 @@
 """Which rows are used and which samples are held out, by their content and the seed.
 
-A choice by content does not depend on the order of files or rows, and sends equal samples the same way: a sample that
-is held out is in no case trained as well under another line number. Every content gets a number, BLAKE2b of seed and
-content (RFC 7693); the smallest are chosen.
+A choice by content does not depend on the order of files or rows. Samples that ask the same (`strop.data.digests`) go
+the same way, whatever they answer: a question that is held out is in no case learned under another line number. Every
+content gets a number, BLAKE2b of seed and content (RFC 7693); contents of one question are one group, whose number is
+their sum; the smallest are chosen.
+
+    "2 + 2?" ─▶ "4"     7 ┐ 7 + 1 = 8        "3 + 3?" ─▶ "6"     5        one of three to hold out: the second question
+    "2 + 2?" ─▶ "four"  1 ┘
 """
 
 from __future__ import annotations
@@ -83,12 +87,16 @@ def held_out_count(wanted: float, samples: int) -> int:
 
 
 def hold_out(
-    contents_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64], count: int
+    contents_S2: npt.NDArray[np.uint64],
+    asked_S2: npt.NDArray[np.uint64],
+    records_S: npt.NDArray[np.int64],
+    count: int,
 ) -> npt.NDArray[np.bool_]:
-    """Choose samples to hold out; equal samples are chosen together, and so are those of one record.
+    """Choose samples to hold out; those that are equal, ask the same or come from one record are chosen together.
 
     Args:
         contents_S2: the number of each sample's content (`content_key`), as 128 bits [S, 2].
+        asked_S2: what each sample asks (`strop.data.digests.asked`), as 128 bits [S, 2].
         records_S: the number of each sample's record [S], ascending.
         count: how many; fewer are chosen where samples that belong together stand in the way.
 
@@ -98,7 +106,7 @@ def hold_out(
     chosen_S = np.zeros(len(records_S), np.bool_)
     if not count:
         return chosen_S
-    group_S = _groups(contents_S2.byteswap(), records_S)
+    group_S = _groups(contents_S2.byteswap(), asked_S2, records_S)
     order_S = np.argsort(group_S, kind="stable")
     ends_G = np.cumsum(np.bincount(group_S))
     start, left = 0, count
@@ -112,8 +120,10 @@ def hold_out(
     return chosen_S
 
 
-def _groups(numbers_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The group of each sample [S]: records of equal contents are one group, the smallest number of a content first."""
+def _groups(
+    numbers_S2: npt.NDArray[np.uint64], asked_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The group of each sample [S], the one with the smallest number first."""
     is_first_S = np.diff(records_S, prepend=-1) != 0
     starts_R, record_S = np.flatnonzero(is_first_S), np.cumsum(is_first_S) - 1
     first, second = numbers_S2[:, 0], numbers_S2[:, 1]
@@ -122,14 +132,43 @@ def _groups(numbers_S2: npt.NDArray[np.uint64], records_S: npt.NDArray[np.int64]
         turn = scramble((np.arange(len(records_S)) - starts_R[record_S]).astype(np.uint64))
         first = np.add.reduceat(scramble(first ^ turn), starts_R)
         second = np.add.reduceat(scramble(second ^ turn), starts_R)
-    order_R = np.lexsort((second, first))
-    ordered = np.stack((first, second))[:, order_R]
-    new_R = np.ones(len(order_R), np.bool_)
-    new_R[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
-    group_R = np.empty(len(order_R), np.int64)
-    group_R[order_R] = np.cumsum(new_R) - 1
-    group_S: npt.NDArray[np.int64] = group_R[record_S]
+    content_R = _ranks(first, second)
+    group_R = _joined(_ranks(*asked_S2[starts_R].T), content_R)
+    # A group's number: the sum over its contents, each counted once, however often it stands there.
+    order_R = np.lexsort((content_R, group_R))
+    starts_G = np.flatnonzero(np.diff(group_R[order_R], prepend=-1))
+    once_R = np.diff(content_R[order_R], prepend=-1) != 0  # one content is never in two groups
+    sums = [np.add.reduceat(np.where(once_R, half[order_R], np.uint64(0)), starts_G) for half in (first, second)]
+    rank_G = np.empty(len(starts_G), np.int64)
+    rank_G[np.lexsort((sums[1], sums[0]))] = np.arange(len(starts_G))
+    group_S: npt.NDArray[np.int64] = rank_G[group_R][record_S]
     return group_S
+
+
+def _ranks(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The rank of each pair of numbers among all that there are, equal ones alike: 0, 1, 2, …"""
+    order = np.lexsort((second, first))
+    new = np.diff(first[order], prepend=first[order[:1]]) != 0
+    new |= np.diff(second[order], prepend=second[order[:1]]) != 0
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.cumsum(new)
+    return ranks
+
+
+def _joined(asked_R: npt.NDArray[np.int64], content_R: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Groups of what asks the same or is the same, and of what is joined by others: 0, 1, 2, …
+
+    Different questions have one content only where both were cut at the same place.
+    """
+    group_R = asked_R
+    while True:
+        before_R = group_R
+        for kind_R in (content_R, asked_R):
+            least = np.full(int(kind_R.max()) + 1, len(kind_R), np.int64)
+            np.minimum.at(least, kind_R, group_R)
+            group_R = least[kind_R]
+        if (group_R == before_R).all():
+            return np.unique(group_R, return_inverse=True)[1].astype(np.int64)
 
 
 def _row_text(record: Record) -> bytes:

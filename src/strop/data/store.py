@@ -47,7 +47,8 @@ ROW = np.dtype(
         ("marks", "<i4"),  # what was noticed (`strop.data.marks`), and whether there are weights: `WEIGHTED`
         ("content", "<u8", 2),  # `content_key` of the tokens for the seed 0
         ("whole", "<u8", 2),  # BLAKE2b-128 of content, learned and weights
-        ("said", "<u8", 2),  # BLAKE2b-128 of the conversation's words
+        ("said", "<u8", 2),  # what the conversation says (`strop.data.digests`)
+        ("asked", "<u8", 2),  # what it asks
     ]
 )
 
@@ -125,8 +126,9 @@ class ChunkBuilder:
         samples: Sequence[Sample],
         marks: Sequence[int] = (),
         said: bytes = bytes(16),
+        asked: bytes = bytes(16),
     ) -> None:
-        """A record's samples, one or more; beside each its marks, and what the conversation says as 128 bits."""
+        """A record's samples, one or more; beside each its marks, and what the conversation says and asks, 128 bits."""
         text = write_conversation(conversation)
         for which, sample in enumerate(samples):
             tokens, learned, weights = sample
@@ -149,9 +151,7 @@ class ChunkBuilder:
                     (marks[which] if marks else 0)
                     | (WEIGHTED if weights is not None else 0)
                     | (PLAIN if conversation.text is not None else 0),
-                    np.frombuffer(content, "<u8"),
-                    np.frombuffer(_digest(content + bits + heavy), "<u8"),
-                    np.frombuffer(said, "<u8"),
+                    *(np.frombuffer(one, "<u8") for one in (content, _digest(content + bits + heavy), said, asked)),
                 )
             )
             parts = (tokens.astype(self._item).tobytes(), heavy, bits, text)

@@ -164,7 +164,7 @@ def attend_backward(
 
 
 def _is_native(*tensors: Tensor) -> bool:
-    return select.uses_native(*tensors) and blas.uses_openblas()
+    return select.uses_native(*tensors) and "openblas" in blas.libraries()
 
 
 def _head_width(qkv_TO: Tensor, heads: int, kv_heads: int) -> int:

@@ -44,6 +44,10 @@ COMPONENTS = (
 
 # Rows of a stored head that are widened at a time while answering (`strop.model.head`).
 _ANSWER_ROWS = 4096
+# What torch's matrix library keeps beyond what it took while it was timed, once it has seen every product of a step:
+# 35 to 64 MB over models of 0.1 and 1 billion weights and packs of 512 and 2,048 tokens (MKL, AVX-512); OpenBLAS takes
+# all of its memory at once.
+_TORCH_PRODUCT_BYTES = 48 << 20
 # A parameter, its gradient and AdamW's two moments, float32.
 _ADAPTER_BYTES = 16
 
@@ -87,6 +91,8 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
         # The logits' gradient goes into the product in the compute dtype.
         bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
+    if plan.device == "cpu" and plan.matmul == "torch":
+        bytes_of["attention and product buffers"] += _TORCH_PRODUCT_BYTES
     bytes_of["sample answers"] = answer_bytes(job, plan)
     bytes_of["loading"] = max(loading_peak(job, bytes_of) - sum(bytes_of.values()), 0)
     return bytes_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, overload
 
-from strop.data.accounting import check_refused
+from strop.data.accounting import by_reason, check_refused
 from strop.data.checks import check_questions
 from strop.data.examples import Dataset
 from strop.data.findings import Finding, Instance, Severity
@@ -51,13 +51,16 @@ def find(
 
 
 def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
-    """More records are refused than the recipe allows."""
+    """More records are refused than the recipe allows; where that is all of them, `prepare` has said so."""
+    if any(finding.kind == "nothing-left" for finding in dataset.findings):
+        return []
     try:
         check_refused(dataset, recipe.data.refuse_limit)
     except DataError as error:
         refused = [*dataset.refused, *dataset.held_out_refused]
         instances = tuple(Instance(one.place, one.reason) for one in refused[:_SHOWN])
-        return [Finding("too-many-refused", "stop", error.what, error.do, len(refused), instances)]
+        do = f"{by_reason(refused)[0].cure}; or go on without them: --data.refuse_limit 1"
+        return [Finding("too-many-refused", "stop", error.what, do, len(refused), instances)]
     return []
 
 

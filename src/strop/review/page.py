@@ -113,7 +113,7 @@ def _view(survey: Survey, selection: Selection) -> dict[str, Any]:
         "more_sources": max(len(survey.sources) - _MOST_SOURCES, 0),
         "chart": _chart(survey),
         "quantiles": _quantiles(survey),
-        "limits": _limits(survey),
+        "limits": _limits(survey) if survey.everything.over else [],
         "packs": _packs(survey),
         "pack_tokens": survey.fill.pack_tokens,
         "refused": len(survey.refused),
@@ -176,8 +176,10 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
     return facts
 
 
-def _chart(survey: Survey) -> Chart:
+def _chart(survey: Survey) -> Chart | None:
     bars = length_histogram(survey.dataset.lengths_S, buckets=24)
+    if not bars:
+        return None
     edges: list[float] = [*(bar.low for bar in bars), bars[-1].high + 1]
     counts = [float(bar.count) for bar in bars]
     label = f"Lengths of {whole(sum(counts))} samples, from {whole(edges[0])} to {whole(edges[-1])} tokens"

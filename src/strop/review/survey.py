@@ -25,7 +25,7 @@ from strop.data.preview import length_histogram
 from strop.data.prompts import PromptPair, compare_some
 from strop.data.records import Example, Refusal
 from strop.data.tokenizer import Tokenizer
-from strop.errors import ModelError, UsageError
+from strop.errors import DataError, ModelError, UsageError
 from strop.model.families import read_spec
 from strop.model.source import model_folder
 from strop.model.starter import cache_folder
@@ -128,8 +128,18 @@ class Survey:
             step: counted from 0.
             pack_tokens: the plan's length of a pack.
             share_prefixes: whether beginnings are computed once a pack.
+
+        Raises:
+            DataError: there is nothing to learn.
         """
         learned, train = self.dataset.learned, self.recipe.train
+        if not len(learned):
+            raise DataError(
+                f"{self.data}: there are no steps",
+                expected="samples to learn",
+                found="none",
+                do="leave --step and --pack out: strop data then shows why there is nothing to learn",
+            )
         chosen = step_samples(train.seed, step, len(learned), train.samples_per_step)
         return pack([learned[index] for index in chosen], pack_tokens, share_prefixes)
 
@@ -310,6 +320,7 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int | None, journal:
         context_tokens=context,
         progress=journal.progress(what),
         cache=cache_folder() / "samples",
+        stop=False,
     )
 
 
@@ -332,7 +343,7 @@ def _costs(recipe: Recipe, dataset: Dataset, whole: Mapping[int, Example], conte
     held_out = {example.id for example in dataset.held_out} if whole else set()
     cut_or_refused = [example for number, example in whole.items() if number not in held_out]
     kept = (example for example in dataset.learned if example.id not in whole)
-    longest = max(int(dataset.lengths_S.max()), *map(len, cut_or_refused), 1)
+    longest = max(int(dataset.lengths_S.max(initial=1)), *map(len, cut_or_refused), 1)
     # A context far beyond every sample says nothing here.
     in_sight = context if context and context < 2 * longest else None
     return limit_costs(chain(kept, cut_or_refused), [0, *limits(longest, recipe.data.max_tokens, in_sight)])

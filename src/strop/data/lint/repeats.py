@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from strop.data.digests import question
 from strop.data.lint.cases import Cases
 from strop.data.records import Conversation
 
@@ -29,17 +30,9 @@ def whole_digest(conversation: Conversation) -> bytes:
 
 
 def question_digest(conversation: Conversation) -> bytes | None:
-    """The digest of all that stands before the last answer, without the system prompt, blanks and case put aside.
-
-    None where there is no answer, or nothing before it.
-    """
-    turns = [message for message in conversation.messages if message.role != "system"]
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    asked = [f"{message.role}\n{' '.join(message.content.split()).casefold()}" for message in turns[:-1]]
-    if not any(message.content.strip() for message in turns[:-1]):
-        return None
-    return _digest("\n\n".join(asked).encode("utf-8", "surrogatepass"))
+    """The digest of what is asked, blanks and case put aside; None where nothing is, or there is no answer."""
+    asked = question(conversation)
+    return None if asked is None else _digest(asked.encode("utf-8", "surrogatepass"))
 
 
 def last_answer(conversation: Conversation) -> str:
