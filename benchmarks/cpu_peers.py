@@ -126,9 +126,10 @@ def write_job(place: Path, given: argparse.Namespace) -> tuple[Path, float, str]
     section = DataSection(train=data, map=mapping, eval=0.0, max_tokens=MAX_TOKENS)
     found = prepare(section, Tokenizer.from_folder(model), seed=0, context_tokens=CONTEXT).learned
     train = TrainSection(samples_per_step=samples, steps=steps)
-    adapter = make_adapter(read_spec(model), rank=RANK, alpha=ALPHA, dropout=0.0, targets=TARGETS, seed=0)
+    spec = read_spec(model)
+    adapter = make_adapter(spec, rank=RANK, alpha=ALPHA, dropout=0.0, targets=TARGETS, seed=0)
     (place / "adapter").mkdir()
-    write_adapter(adapter, place / "adapter", str(model))
+    write_adapter(adapter, place / "adapter", str(model), spec)
     given = [(example.tokens.tolist(), example.learned.tolist()) for example in found]
     chosen = [[given[index] for index in step_samples(0, step, len(given), samples)] for step in range(steps)]
     rates = [learning_rate(train, step, steps) for step in range(steps)]

@@ -73,7 +73,7 @@ def sizes(model: str) -> Any:
     """The sizes of a model that is made here."""
     from strop.model.spec import DecoderSpec, RopeSpec
 
-    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec(), "attention_bias": False, "mlp_bias": False}
+    common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec()}
     if model == "1b":
         shape = {"vocabulary": 32000, "hidden": 2048, "intermediate": 5632, "layers": 22, "heads": 32, "kv_heads": 4}
     else:
@@ -104,10 +104,11 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
     import torch
 
     from strop.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor
-    from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-    from strop.model.decoder import Decoder, Layer
+    from strop.kernels.qlora_linear import WeightBuffer
+    from strop.model.assemble import make_layer
+    from strop.model.decoder import Decoder
     from strop.model.head import Embedding, Head
-    from strop.model.spec import GROUPS
+    from strop.model.norms import Norm
 
     generator = torch.Generator().manual_seed(3)
     buffer = WeightBuffer()
@@ -123,17 +124,13 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             shape,
         )
 
-    layers = [
-        Layer(
-            index,
-            torch.ones(spec.hidden),
-            torch.ones(spec.hidden),
-            tuple(
-                FrozenGroup([weight(spec.projection_shape(name)) for name in names], None, buffer) for names in GROUPS
-            ),
-        )
-        for index in range(spec.layers)
-    ]
+    def norm(path: str) -> torch.Tensor:
+        return torch.ones(spec.norms[path.split(".", 3)[-1].removesuffix(".weight")])
+
+    def projection(path: str) -> NF4Tensor:
+        return weight(spec.projection_shape(path.split(".")[-2]))
+
+    layers = [make_layer(index, spec, norm, projection, buffer) for index in range(spec.layers)]
 
     def half() -> torch.Tensor:
         matrix = torch.empty(spec.vocabulary, spec.hidden, dtype=torch.bfloat16)
@@ -161,20 +158,20 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.bfloat16).view(-1, spec.hidden)
 
         embedding = Embedding(None, read)
-    return Decoder(spec, embedding, head, torch.ones(spec.hidden), layers, torch.float32, buffer)
+    return Decoder(spec, embedding, head, Norm(torch.ones(spec.hidden), spec.norm_eps), layers, torch.float32, buffer)
 
 
 def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
     from strop.model.families import read_spec
     from strop.model.starter import starter_folder
-    from strop.model.weights import WeightReader
+    from strop.model.tensors import ModelTensors
     from strop.plan.choose import choose
     from strop.recipe.schema import Recipe
 
     folder = starter_folder() if point.model == "smollm2" else None
     spec = read_spec(folder) if folder else sizes(point.model)
-    item_bytes = WeightReader(folder).item_bytes if folder else lambda _: 2
+    item_bytes = ModelTensors(folder).item_bytes if folder else lambda _: 2
     learned = samples_of(point.samples * point.steps * 2, point.longest, spec.vocabulary)
     recipe = Recipe(
         model="made here",

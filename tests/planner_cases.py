@@ -12,11 +12,13 @@ import torch
 
 from strop.data.records import Example, Place
 from strop.kernels import nf4
-from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.model.decoder import Decoder, Layer
+from strop.kernels.qlora_linear import WeightBuffer
+from strop.model.assemble import make_layer
+from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
 from strop.model.lora import parse_targets
-from strop.model.spec import GROUPS, DecoderSpec, RopeSpec
+from strop.model.norms import Norm
+from strop.model.spec import DecoderSpec, RopeSpec
 from strop.plan import timing
 from strop.plan.job import Job
 from strop.plan.machine import Machine, Rates
@@ -54,8 +56,6 @@ def spec(**changes: Any) -> DecoderSpec:
         "head_size": 16,
         "norm_eps": 1e-5,
         "rope": RopeSpec(),
-        "attention_bias": False,
-        "mlp_bias": False,
         "tied_head": False,
         "context": 2048,
     }
@@ -70,7 +70,8 @@ INTERNLM_7B = spec(
     heads=32,
     kv_heads=32,
     head_size=128,
-    attention_bias=True,
+    attention_input_bias=True,
+    attention_output_bias=True,
 )
 
 
@@ -174,17 +175,28 @@ def decoder(model: DecoderSpec, plan: Plan) -> Decoder:
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * 0.1
 
-    layers = []
-    for index in range(model.layers):
-        groups = []
-        for names in GROUPS:
-            weights = [nf4.quantize(numbers(*model.projection_shape(name)).bfloat16()) for name in names]
-            biases = [numbers(model.projection_shape(name)[0]).bfloat16() for name in names if model.has_bias(name)]
-            groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
-        layers.append(Layer(index, torch.ones(model.hidden), torch.ones(model.hidden), tuple(groups)))
+    def read(path: str) -> torch.Tensor:
+        name = path.split(".", 3)[-1].removesuffix(".weight").removesuffix(".bias")
+        if name in model.norms:
+            return torch.ones(model.norms[name])
+        if name == "mlp.gate":
+            return numbers(model.experts.count, model.hidden)
+        return numbers(model.projection_shape(name.split(".")[-1])[0]).bfloat16()
+
+    def read_nf4(path: str) -> nf4.NF4Tensor:
+        name = path.split(".")[-2]
+        shape = model.projection_shape(name)
+        if "experts" in path:
+            shape = model.expert_shapes[("gate_proj", "up_proj", "down_proj").index(name)]
+        return nf4.quantize(numbers(*shape).bfloat16())
+
+    layers = [make_layer(index, model, read, read_nf4, buffer) for index in range(model.layers)]
     head_VD = numbers(model.vocabulary, model.hidden).bfloat16()
     rows_VD = numbers(model.vocabulary, model.hidden).bfloat16()
     head = Head(head_VD.float() if plan.head == "dense" else head_VD, torch.float32, torch.bfloat16)
+    head.scale, head.softcap = model.logit_scale, model.head_softcap
     kept = rows_VD if plan.embedding == "memory" else None
     embedding = Embedding(head.weight_VD if model.tied_head else kept, lambda tokens_U: rows_VD[tokens_U])
-    return Decoder(model, embedding, head, torch.ones(model.hidden), layers, torch.float32, buffer, plan.loss_chunk)
+    biases = torch.zeros(model.hidden) if model.norm == "layer" else None
+    final_norm = Norm(torch.ones(model.hidden), model.norm_eps, biases)
+    return Decoder(model, embedding, head, final_norm, layers, torch.float32, buffer, plan.loss_chunk)

@@ -26,7 +26,7 @@ def strop_side(job: Job, course: Course, variant: str) -> None:
     from strop.model.families import read_spec
     from strop.model.load import load_decoder
     from strop.model.lora import read_adapter
-    from strop.model.weights import WeightReader
+    from strop.model.tensors import ModelTensors
     from strop.plan.apply import make_engine, use_processor
     from strop.plan.budget import budget_for
     from strop.plan.choose import choose
@@ -52,7 +52,7 @@ def strop_side(job: Job, course: Course, variant: str) -> None:
         train={"samples_per_step": len(steps[0]), "steps": len(steps)},
     )
     dataset = SimpleNamespace(learned=[example for samples in steps for example in samples], held_out=[])
-    facts = (spec, WeightReader(folder).item_bytes, dataset, recipe)
+    facts = (spec, ModelTensors(folder).item_bytes, dataset, recipe)
     choice = choose(*facts, steps=len(steps))
     if variant == "low":
         choice = choose(

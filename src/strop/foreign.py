@@ -6,8 +6,8 @@ ends, a file of the system that a link leads to, or lists in lists until the int
 
     open what the path leads to ─ a plain file? inside the folder? short enough? ─▶ bytes ─▶ text ─▶ JSON
 
-The cache of Hugging Face's hub keeps a model as links from `snapshots/<commit>/` to `blobs/` beside it: those are
-followed.
+The cache of Hugging Face's hub keeps a model as links from `snapshots/<commit>/` to `blobs/` beside it, and Strop's own
+cache links from `models--owner--name/<commit>/` to the `blobs/` of the same repository there: those are followed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def resolved_inside(path: Path, folder: Path | None = None) -> Path:
     root = (folder or path.parent).resolve()
     real = path.resolve(strict=True)
     blobs = (root.parent.parent / "blobs",) if root.parent.name == "snapshots" else ()
-    if not any(real.is_relative_to(place) for place in (root, *blobs)):
+    repository = root.parent.name if root.parent.name.startswith("models--") else None
+    same_repository = real.parent.name == "blobs" and real.parent.parent.name == repository
+    if not same_repository and not any(real.is_relative_to(place) for place in (root, *blobs)):
         raise ValueError(f"{path.name} is a link that leads out of its folder; put a copy in its place")
     if not stat.S_ISREG(real.stat().st_mode):
         raise ValueError(f"{path.name} is no plain file")

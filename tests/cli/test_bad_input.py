@@ -144,6 +144,13 @@ def other_shape(tiny: Tiny) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "intermediate_size": 128}))
 
 
+def no_template(tiny: Tiny) -> None:
+    """Nor control tokens that a stock template would need."""
+    (tiny.model / "chat_template.jinja").unlink()
+    path = tiny.model / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|im_start|>", "<|begin|>"))
+
+
 def broken_template(tiny: Tiny) -> None:
     (tiny.model / "chat_template.jinja").write_text("{% for message in messages %}")
 
@@ -156,9 +163,12 @@ MODEL = {
     "no weights": (no_file("model.safetensors"), ("has no model.safetensors", "no weights", "fetch")),
     "pickled": (pickled, ("has no model.safetensors", "pytorch_model.bin", "pickled weights can run code")),
     "no tokenizer": (no_file("tokenizer.json"), ("has no tokenizer.json", "no tokenizer", "complete model folder")),
-    "no template": (no_file("chat_template.jinja"), ("has no chat template", "base model", "chat version")),
+    "no template": (no_template, ("has no chat template", "base model", "chat version")),
     "broken template": (broken_template, ("chat_template.jinja, line 1: not a Jinja", "", "repair the template")),
-    "unknown family": (other_family, ("'mamba' is not supported", "model_type 'mamba'", "supported family")),
+    "unknown family": (
+        other_family,
+        ("no table for the family 'mamba'", 'model_type: "mamba"', "docs/add-a-family.md"),
+    ),
     "other weights": (other_shape, ("of the wrong shape", "shape [96, 64]", "of one model")),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,6 +256,23 @@ def test_a_finding_that_stops_ends_with_exit_code_3(
     assert json.loads(out)["findings"][0]["severity"] == "stop"
 
 
+def test_a_cleaned_file_is_without_what_was_refused_too_much(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"question": "q", "answer": ""}\n' * 9 + '{"question": null, "answer": "a"}\n')
+    line = ("data", str(data), "--model", str(model), "--data.eval", "0", "--show", "0")
+    code, out, err = run(*line)
+    assert code == 3
+    assert "11 of 44 records of the data are refused, more than data.refuse_limit 0.05 allows" in " ".join(out.split())
+    assert "do: repair them, each for the reason that is given with it; or go on without them" in err
+    code, out, _ = run(*line, "--fix", "clean.jsonl")
+    assert (code, "11 refused records are not in it" in out) == (0, True)
+    assert run("data", "clean.jsonl", *line[2:])[0] == 0
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text('{"question": "p", "answer": "a"}\n{"question": "q", "answer": ""}\n', encoding="utf-8")
+    own = ("data", "clean.jsonl", *line[2:4], "--data.eval", str(held_out))
+    assert run(*own, "--fix", "again.jsonl")[0] == 3
+
+
 def test_a_cleaned_file_is_told_of(
     run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +381,14 @@ def test_prompts_that_differ_stand_side_by_side(survey: Survey) -> None:
     console, screen = console_of()
     show_prompts(replace(survey, unequal=[replace(pair, fault="it fails", sent=())]), console)
     assert "it fails" in screen.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 83, 84, 200])
+def test_a_figure_and_its_name_stay_on_one_line(survey: Survey, width: int) -> None:
+    console, screen = console_of(width)
+    show_survey(survey, console)
+    lines = [line for line in screen.getvalue().splitlines() if "median" in line or "longest" in line]
+    assert all(re.search(r"(median|longest) [\d,]+", line) for line in lines)
 
 
 def test_shares() -> None:

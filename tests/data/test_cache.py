@@ -205,7 +205,7 @@ def test_whatever_decides_the_tokens_decides_the_key(
 
     plain = key()
     keys = [plain, key(longest=10), key(longest=None), key(content=b"d")]
-    keys += [key(**{name: "another"}) for name in sorted(set(section) - {"train", "eval"})]
+    keys += [key(**{name: "another"}) for name in sorted(set(section) - {"train", "eval", "max_tokens"})]
     keys += [key(a_field_to_come=1), key(rows=5), key(seed=0), key(seed=1), key(system="\ud800")]
     keys += [key(tokenizer) for tokenizer in changed_tokenizers(tmp_path)]
     for value in ("tokenizers.__version__", "jinja2.__version__", "np.__version__", "sys.version"):
@@ -217,8 +217,19 @@ def test_whatever_decides_the_tokens_decides_the_key(
         keys.append(key())
     assert None not in keys
     assert len(set(keys)) == len(keys)
-    # Where the files lie and what is held out decide no tokens.
+    # Where the files lie and what is held out decide no tokens; the limit counts as the longest sample.
     assert key(train="elsewhere", eval=5) == plain
+    assert key(max_tokens=512, longest=9) == plain
+
+
+def test_looking_at_data_and_training_on_it_share_what_was_encoded(tmp_path: Path, chatml: Tokenizer) -> None:
+    """A run writes the model's context into its recipe, as the limit; who only looks leaves the limit out."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question": "What is it?", "answer": "It is this."}\n' * 8000, "utf-8")
+    one = prepare(DataSection(train=str(file)), chatml, seed=0, context_tokens=512, cache=tmp_path / "kept")
+    other = prepare(DataSection(train=str(file), max_tokens=512), chatml, seed=0, cache=tmp_path / "kept")
+    assert one.fingerprint == other.fingerprint
+    assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 def test_content_is_bytes_names_below_the_source_and_amounts(tmp_path: Path) -> None:

@@ -31,6 +31,16 @@ def test_jsonl_is_read_line_by_line(tmp_path: Path) -> None:
     assert [str(record.place) for record in records] == [f"{file}:1", f"{file}:4"]
 
 
+def test_all_broken_lines_are_named_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"q": 1}\n{"q": }\n{"q": 2}\n[3]\nno\n')
+    error = fault(file)
+    assert error.what == f"{file}:2, column 7: broken JSON"
+    assert error.found.endswith("3 such lines in all: 2, 4, 5")
+    many = fault(write(tmp_path / "b.jsonl", '{"q": 1}\n' + "no\n" * 40)).found
+    assert many.endswith("40 such lines in all: " + ", ".join(map(str, range(2, 22))) + ", …")
+    assert "such lines" not in fault(write(tmp_path / "c.jsonl", "no\n" * 3)).found
+
+
 def test_json_is_an_array_or_one_object(tmp_path: Path) -> None:
     array = write(tmp_path / "a.json", '[{"q": 1},\n {"q": 2}]')
     assert [(record.values["q"], str(record.place)) for record in read_records(array)] == [

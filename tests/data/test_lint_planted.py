@@ -108,3 +108,16 @@ def test_a_bucket_of_thousands_gives_thousands_of_pairs() -> None:
     assert set(later.tolist()) == set(range(1, 3000))
     assert (earlier < later).all()
     assert (similarity == 1).all()
+
+
+def test_pairs_below_the_least_similarity_are_those_left_out() -> None:
+    chance = np.random.default_rng(0)
+    sketches = chance.integers(0, 3, (400, BINS)).astype(np.uint32)
+    usable = chance.random(400) < 0.9
+    everything = candidate_pairs(sketches, usable)
+    assert len(everything[0]) > 1000
+    for least in (0.3, 0.4, 0.6):
+        kept = everything[2] >= least
+        for some, all_of_them in zip(candidate_pairs(sketches, usable, least), everything, strict=True):
+            assert some.tolist() == all_of_them[kept].tolist()
+    assert np.allclose(everything[2], (sketches[everything[0]] == sketches[everything[1]]).mean(axis=1))

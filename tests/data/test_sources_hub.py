@@ -16,8 +16,9 @@ import pytest
 from strop.data import sources_hub
 from strop.data.mixture import Mixture, whole_sources
 from strop.data.sources import read_records
-from strop.data.sources_hub import HubId, Repository, chosen_files, hub_id
+from strop.data.sources_hub import chosen_files, hub_id
 from strop.errors import DataError
+from strop.hub.repository import HubId, Repository
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BROKEN_AT = 20
@@ -332,7 +333,7 @@ def test_a_damaged_download_is_refused_and_not_kept(hub: type[Hub], tmp_path: Pa
 
 def test_a_path_that_leads_out_of_the_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sources_hub._repository.cache_clear()
-    monkeypatch.setattr("strop.data.hub_modelscope.look_up", lambda *_: repository("../../evil.jsonl"))
+    monkeypatch.setattr("strop.hub.modelscope.look_up", lambda *_: repository("../../evil.jsonl"))
     with pytest.raises(DataError, match=r"evil\.jsonl"):
         list(read_records("ms:owner/name"))
     sources_hub._repository.cache_clear()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strop.data import store as store_module
 from strop.data.conversations import Tally
 from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
-from strop.data.samples import Samples, lengths, taught, untaught
+from strop.data.samples import Samples, learned_counts, learned_of, lengths, taught, untaught
 from strop.data.split import content_key
 from strop.data.store import (
     ChunkBuilder,
@@ -22,9 +22,8 @@ from strop.data.store import (
     Store,
     StoreWriter,
     is_whole,
-    read_conversation_text,
-    write_conversation,
 )
+from strop.data.store_text import read_conversation_text, write_conversation
 
 KEY = bytes(range(32))
 FILES = ["one.jsonl", "two.jsonl"]
@@ -120,8 +119,11 @@ def test_what_is_read_is_what_was_written(data: st.DataObject, vocabulary: int) 
     assert (store.records, store.available) == (len(written), 99)
     assert store.tally.shapes == ({"a shape": len(written)} if written else {})
     assert store.bounds == [(7, 9)]
-    for function in (lengths, taught, untaught):
+    for function in (lengths, taught, untaught, learned_counts):
         assert function(found).tolist() == function(list(found)).tolist()
+    for at, example in enumerate(found):
+        assert learned_of(found, at).tolist() == example.learned.tolist()
+        assert found.with_id(example.id).id == example.id
     assert found.records_S.tolist() == [number & 0xFFFFFFFF for number, _, _ in flat]
     for seed in (0, 3):
         keys = [content_key(seed, sample.tokens) for _, _, sample in flat]

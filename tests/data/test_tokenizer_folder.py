@@ -112,10 +112,10 @@ def test_named_tokens_may_be_objects_or_stand_in_the_map(tmp_path: Path) -> None
 
 def test_a_missing_tokenizer_says_so(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, "chatml")
-    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
     with pytest.raises(ModelError, match=r"has no tokenizer.json") as caught:
         Tokenizer.from_folder(folder)
-    assert "tokenizer.model" in caught.value.found
+    assert "vocab.json" in caught.value.found
     assert str(folder) in caught.value.what
     assert "save_pretrained" in caught.value.do
 

@@ -35,7 +35,7 @@ def events_of_the_code() -> dict[str, list[str]]:
 
 def test_every_file_has_its_line() -> None:
     rooms = TEXT.split("## Rooms and files")[1].split("\n## ")[0]
-    named = re.findall(r"`([\w/]+\.(?:py|html\.jinja))`", rooms)
+    named = re.findall(r"`([\w/.-]+\.(?:py|jinja))`", rooms)
     files = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*") if path.suffix in (".py", ".jinja")]
     there = [file for file in files if not file.endswith("/__init__.py")]
     assert sorted(named) == sorted(there), "docs/architecture.md: a line for every file"

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from strop.kernels import blas, library, select
-from strop.kernels.attention import Span, attend, attend_backward, attention
+from strop.kernels import attention_scores, blas, library, select
+from strop.kernels.attention import PLAIN, Scoring, Span, attend, attend_backward, attention
+from strop.kernels.attention_scores import alibi_slopes
 
 is_native = library.native() is not None and "openblas" in blas.libraries()
 needs_native = pytest.mark.skipif(not is_native, reason="the native library or OpenBLAS is not here")
@@ -41,7 +42,7 @@ def families(*members: list[int]) -> list[Span]:
     return spans
 
 
-def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0):
+def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0, scoring=PLAIN):
     """Runs the pair on random numbers in views of wider memory: (qkv, grad, out, row sums, grad_qkv)."""
     rows, generator = spans[-1].end, torch.Generator().manual_seed(7)
     columns = (heads + 2 * kv_heads) * width
@@ -50,12 +51,12 @@ def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0):
     out = torch.full((rows, heads * width + spare), float("nan"))[:, : heads * width]
     row_sums = torch.full((heads, rows), float("nan"))
     grad_qkv = torch.full((rows, columns + spare), float("nan"))[:, :columns]
-    attend(qkv, spans, heads, kv_heads, out, row_sums)
-    attend_backward(qkv, out, grad, row_sums, spans, heads, kv_heads, grad_qkv)
+    attend(qkv, spans, heads, kv_heads, out, row_sums, scoring)
+    attend_backward(qkv, out, grad, row_sums, spans, heads, kv_heads, grad_qkv, scoring)
     return qkv, grad, out, row_sums, grad_qkv
 
 
-def reference(qkv, grad, spans, heads, kv_heads, width):
+def reference(qkv, grad, spans, heads, kv_heads, width, scoring=PLAIN):
     """Every prefix repeated before each document that continues it; autograd adds up its gradients."""
     leaf = qkv.double().requires_grad_()
     rows, own, starts = [], [], [0]
@@ -66,14 +67,15 @@ def reference(qkv, grad, spans, heads, kv_heads, width):
         starts.append(len(rows))
     parts = leaf[rows].split([heads * width, kv_heads * width, kv_heads * width], dim=1)
     q, k, v = (part.unflatten(1, (-1, width)) for part in parts)
-    y = attention(q, k, v, starts)[own].flatten(1)
+    y = attention(q, k, v, starts, scoring)[own].flatten(1)
     y.backward(grad.double())
     return y.detach(), leaf.grad
 
 
 def check(spans, heads, kv_heads, width, **settings):
     qkv, grad, out, _, grad_qkv = both(spans, heads, kv_heads, width, **settings)
-    expected, expected_grad = reference(qkv, grad, spans, heads, kv_heads, width)
+    scoring = settings.get("scoring", PLAIN)
+    expected, expected_grad = reference(qkv, grad, spans, heads, kv_heads, width, scoring)
     # Scores grow with the square of the scale, and with them what a float32 cannot say of them.
     close = 1e-5 * settings.get("scale", 1.0) ** 2
     assert (out - expected).abs().max() < close
@@ -166,6 +168,43 @@ def test_other_types_are_computed_by_torch():
     expected, expected_grad = reference(qkv, grad, spans, 2, 1, 16)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(grad_qkv, expected_grad)
+
+
+SCORINGS = {
+    "scale": Scoring(scale=0.3),
+    "cap": Scoring(softcap=2.0),
+    "window": Scoring(window=5),
+    "window longer than any": Scoring(window=10_000),
+    "alibi": Scoring(slopes_H=alibi_slopes(6)),
+    "all": Scoring(scale=0.3, softcap=2.0, window=70, slopes_H=alibi_slopes(6)),
+}
+
+
+@each_library
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+@pytest.mark.parametrize("block", [1 << 21, 6 * 64 * 3], ids=["whole", "blocks"])
+def test_scores_that_are_not_plain(monkeypatch, name, scoring, block):
+    monkeypatch.setattr(attention_scores, "BLOCK_SCORES", block)
+    with select.forced(name):
+        check(documents([1, 2, 63, 129]), 6, 2, 16, scoring=scoring)
+        check(families([40, 1, 65], [3, 70]), 6, 2, 16, scoring=scoring)
+
+
+def test_a_window_is_what_a_mask_says():
+    q, k, v = torch.randn(3, 4, 9, 8, generator=torch.Generator().manual_seed(2)).unbind(0)
+    place = torch.arange(9)
+    mask = (place[:, None] >= place) & (place[:, None] - place < 3)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    ours = attention(*(part.transpose(0, 1) for part in (q, k, v)), (0, 9), Scoring(window=3))
+    torch.testing.assert_close(ours.transpose(0, 1), expected)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 6, 40])
+def test_slopes_are_blooms(heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    theirs = build_alibi_tensor(torch.ones(1, 7), heads, torch.float32)
+    torch.testing.assert_close(alibi_slopes(heads)[:, None, None] * torch.arange(7), theirs)
 
 
 @needs_native

@@ -84,7 +84,7 @@ def test_cached_attention_equals_the_last_row_of_attention():
     whole = attention(q, k, v, [0, 5])[-1]
     cache_k, cache_v = torch.full((1, 2, 8, 8), 9.0), torch.full((1, 2, 8, 8), 9.0)
     cache_k[0, :, :5], cache_v[0, :, :5] = k.transpose(0, 1), v.transpose(0, 1)
-    last = attend_cached(q[-1:], cache_k, cache_v, torch.arange(8)[None] < 5)
+    last = attend_cached(q[-1:], cache_k, cache_v, 4 - torch.arange(8)[None])
     assert torch.allclose(last[0], whole, atol=1e-6)
 
 

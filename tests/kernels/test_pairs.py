@@ -99,6 +99,28 @@ def test_rotate_and_back(rows, heads, size):
     assert_margins_kept(wide, before)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("rows", "heads", "size", "turned"), [(11, 3, 16, 16), (5, 2, 34, 10), (130, 9, 64, 32)])
+def test_rotate_a_part_of_a_head_and_neighbours(rows, heads, size, turned, interleaved):
+    wide, flat = apart(rows, heads * size)
+    before = wide.clone()
+    view = flat.view(rows, heads, size)
+    x = view.double()
+    angles = torch.arange(rows)[:, None] * torch.rand(turned // 2, generator=generator())
+    cos, sin = angles.cos(), angles.sin()
+    # Complex numbers say which two belong together.
+    part = x[..., :turned]
+    pairs = part.unflatten(-1, (-1, 2)) if interleaved else torch.stack(part.chunk(2, dim=-1), -1)
+    numbers = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin).cdouble()[:, None]
+    turned_pairs = torch.view_as_real(numbers)
+    expected = turned_pairs.flatten(-2) if interleaved else torch.cat(turned_pairs.unbind(-1), -1)
+    rotate_(view, cos, sin, interleaved=interleaved)
+    assert_close(view, torch.cat([expected, x[..., turned:]], -1))
+    rotate_(view, cos, sin, inverse=True, interleaved=interleaved)
+    assert_close(view, x)
+    assert_margins_kept(wide, before)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gate_and_its_gradient(shape):
     rows, columns = shape

@@ -212,7 +212,7 @@ def test_adapter_round_trip_and_peft_reads_it(tmp_path):
     with torch.no_grad():
         for matrix in adapter.parameters():
             matrix.add_(torch.randn_like(matrix) * 0.3)
-    write_adapter(adapter, tmp_path / "adapter", str(tmp_path / "base"))
+    write_adapter(adapter, tmp_path / "adapter", str(tmp_path / "base"), decoder.spec)
     again = read_adapter(tmp_path / "adapter", decoder.spec)
     assert (again.rank, again.alpha, again.dropout, again.targets) == (4, 6, 0.1, ("q_proj", "up_proj"))
     for name, matrix in again.named().items():
@@ -270,11 +270,11 @@ def test_bad_folders_are_refused_with_their_reason(tmp_path):
     assert "cannot be read" in broken(tmp_path / "a", truncate)
     assert "no config.json" in broken(tmp_path / "b", lambda folder: (folder / "config.json").unlink())
     assert "no model.safetensors" in broken(tmp_path / "c", lambda folder: (folder / "model.safetensors").unlink())
-    assert "not supported" in broken(tmp_path / "d", edit(model_type="mamba"))
+    assert "no table for the family" in broken(tmp_path / "d", edit(model_type="mamba"))
     assert "hidden_act" in broken(tmp_path / "e", edit(hidden_act="gelu"))
     assert "wrong shape" in broken(tmp_path / "f", edit(intermediate_size=128))
     assert "hidden_size is None" in broken(tmp_path / "g", edit(hidden_size=None))
-    assert "rope scaling" in broken(tmp_path / "h", edit(rope_parameters={"rope_type": "yarn", "factor": 2.0}))
+    assert "rope_type" in broken(tmp_path / "h", edit(rope_parameters={"rope_type": "mrope", "factor": 2.0}))
     assert "cannot be read" in broken(tmp_path / "i", lambda folder: (folder / "config.json").write_text("{"))
     with pytest.raises(ModelError, match="does not exist"):
         load_decoder(tmp_path / "nowhere")

@@ -146,7 +146,7 @@ def test_rope_scaling(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"architecture": "qwen2"}, "architecture is not supported"),
+        ({"architecture": "mamba"}, "architecture is not supported"),
         ({"llama__expert_count": 8}, "expert_count"),
         ({"llama__attention__scale": 0.5}, "attention.scale"),
         ({"llama__block_count": 3}, "a tensor is missing"),

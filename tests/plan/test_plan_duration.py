@@ -11,8 +11,8 @@ import pytest
 from planner_cases import INTERNLM_7B, NOTHING, PLAN, QKV, decoder, example, examples, job, machine, only, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
-from strop.kernels import nf4, qlora_linear
-from strop.model import engine as engine_module
+from strop.kernels import nf4, qlora_linear, rms_norm, swiglu
+from strop.model import attention_block
 from strop.model import head as head_module
 from strop.model.batch import make_batch
 from strop.model.engine import Engine
@@ -76,13 +76,13 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     count(head_module, "widen", lambda half, out: {"widen": out.numel()})
     count(head_module, "softmax_gradient_", lambda logits, _: {"softmax": logits.numel()})
     count(nf4, "dequantize", lambda _, out: {"dequantise": out.numel()})
-    count(engine_module, "normalize", lambda x, *_: {"norm": x.numel()})
-    count(engine_module, "normalize_backward", lambda x, *_: {"norm_backward": x.numel()})
-    count(engine_module, "gate", lambda _, out: {"gate": out.numel()})
-    count(engine_module, "gate_backward_", lambda grad, _: {"gate_backward": grad.numel()})
-    count(engine_module, "rotate_", lambda heads, *_, **__: {"rotate": heads.numel()})
-    count(engine_module, "attend", pairs(""))
-    count(engine_module, "attend_backward", pairs("_backward"))
+    count(rms_norm, "normalize", lambda x, *_: {"norm": x.numel()})
+    count(rms_norm, "normalize_backward", lambda x, *_: {"norm_backward": x.numel()})
+    count(swiglu, "gate", lambda _, out: {"gate": out.numel()})
+    count(swiglu, "gate_backward_", lambda grad, _: {"gate_backward": grad.numel()})
+    count(attention_block, "rotate_", lambda heads, *_, **__: {"rotate": heads.numel()})
+    count(attention_block, "attend", pairs(""))
+    count(attention_block, "attend_backward", pairs("_backward"))
     return found
 
 

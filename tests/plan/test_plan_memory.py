@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from planner_cases import INTERNLM_7B, PLAN, QKV, decoder, job, machine, spec
 from strop.data.order import step_samples
@@ -10,6 +11,7 @@ from strop.data.packing import pack
 from strop.kernels import qlora_linear
 from strop.model.batch import make_batch
 from strop.model.lora import make_adapter, parse_targets
+from strop.model.spec import ExpertsSpec, RopeSpec
 from strop.plan import machine as machine_module
 from strop.plan import memory
 from strop.plan.apply import make_engine
@@ -29,9 +31,19 @@ JOBS = {
     "all projections": {},
     "q, k, v": {"targets": parse_targets(QKV), "rank": 8},
     "dropout": {"dropout": 0.1, "targets": parse_targets("o_proj,down_proj")},
-    "biases": {"spec": spec(attention_bias=True, mlp_bias=True)},
+    "biases": {"spec": spec(attention_input_bias=True, attention_output_bias=True, mlp_bias=True)},
     "tied": {"spec": spec(tied_head=True)},
     "one layer": {"spec": spec(layers=1, kv_heads=6)},
+    "as Gemma 3": {
+        "spec": spec(norm_placement="both", qk_norm="head", windows=(8, 0, 8, 0), rope_local=RopeSpec(theta=100.0))
+    },
+    "as Gemma 2": {"spec": spec(norm_placement="both", attention_softcap=5.0, head_softcap=5.0, tied_head=True)},
+    "as Phi 2": {"spec": spec(norm="layer", norm_placement="parallel", gated_mlp=False, activation="gelu_tanh")},
+    "as Mixtral": {
+        "spec": spec(experts=ExpertsSpec(count=4, active=2, intermediate=48)),
+        "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    },
+    "as OLMo 2": {"spec": spec(norm_placement="post", qk_norm="full", intermediate=32)},
 }
 
 
@@ -51,13 +63,16 @@ def real_bytes(asked, plan, workload):
     for name, slot in engine.workspace.layout.items():
         found[slot.component] += engine.workspace.all(name).nbytes
     groups = [group for layer in model.layers for group in layer.groups]
-    frozen = sum(weight.nbytes for group in groups for weight in group.weights)
+    experts = [layer.experts for layer in model.layers if layer.experts]
+    quantised = [*groups, *(group for one in experts for group in (*one.gate_up, *one.down))]
+    frozen = sum(weight.nbytes for group in quantised for weight in group.weights)
+    frozen += sum(one.router_XD.nbytes for one in experts)
     frozen += sum(group.bias_O.nbytes for group in groups if group.bias_O is not None)
-    frozen += sum(layer.input_norm_D.nbytes + layer.post_attention_norm_D.nbytes for layer in model.layers)
+    frozen += sum(norm.nbytes for layer in model.layers for norm in layer.norms.values())
     moments = [*optimizer._first.values(), *optimizer._second.values()]
     return {
         **found,
-        "base in NF4": frozen + model.final_norm_D.nbytes,
+        "base in NF4": frozen + model.final_norm.nbytes,
         "head": model.head.weight_VD.nbytes,
         "dequantised copies": sum(group.dense_OI.nbytes for group in groups if group.dense_OI is not None),
         "weight buffer": model.buffer._memory.nbytes,
@@ -159,3 +174,33 @@ def test_bfloat16_halves_what_is_computed_in():
     row_sums = 4 * 6 * workload.largest_pack * 4  # stay float32
     assert half["saved activations"] - row_sums == (full["saved activations"] - row_sums) / 2
     assert half["weight buffer"] == full["weight buffer"] / 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_softcap": 5.0}, {"alibi": True}, {"windows": (40, 0, 40, 0)}],
+    ids=("softcap", "alibi", "window"),
+)
+def test_what_scores_are_made_in_is_foreseen(changes):
+    """Torch's own count of what is allocated while a document's scores are made and differentiated."""
+    from strop.kernels.attention import Scoring, Span, attend, attend_backward
+    from strop.kernels.attention_scores import alibi_slopes, score_bytes
+
+    heads, kv_heads, width, length = 6, 2, 16, 700
+    scoring = Scoring(
+        softcap=changes.get("attention_softcap"),
+        window=max(changes.get("windows", (0,))),
+        slopes_H=alibi_slopes(heads) if changes.get("alibi") else None,
+    )
+    qkv = torch.randn(length, (heads + 2 * kv_heads) * width)
+    out, sums, grad = torch.empty(length, heads * width), torch.empty(heads, length), torch.empty_like(qkv)
+    spans = [Span(0, length, 0, 0)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        attend(qkv, spans, heads, kv_heads, out, sums, scoring)
+        attend_backward(qkv, out, out, sums, spans, heads, kv_heads, grad, scoring)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert 0.3 * score_bytes(heads, length) < peak <= 1.1 * score_bytes(heads, length)

@@ -14,6 +14,7 @@ from strop.errors import BudgetError
 from strop.model.engine import Engine
 from strop.model.families import read_spec
 from strop.plan import choose as choose_module
+from strop.plan import memory as memory_module
 from strop.run.folder import RunFolder
 from strop.training import shortage
 from tiny_run import Tiny, adapter_bytes, events, values
@@ -29,6 +30,7 @@ def empty_machine(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """A machine on which nothing but the run takes memory: plans of a tiny model are then far apart."""
     made = machine(read_spec(tiny.model), process_bytes=0, library_bytes=0, free_bytes=10**12)
     monkeypatch.setattr(choose_module, "probe", lambda *_, **__: made)
+    monkeypatch.setattr(memory_module, "_TORCH_PRODUCT_BYTES", 0)
     yield
 
 

@@ -23,6 +23,7 @@ VERBS: Final[dict[str, str]] = {
     "eval": "Measure a run on what it held out, or on data of your own.",
     "report": "Write a run's report again, as a web page.",
     "runs": "List the runs in a folder.",
+    "models": "List the families of models that can be tuned, or prove one on your weights.",
     "demo": "Tune a real model in a few minutes and show what it learned.",
     "doctor": "Say what Strop finds on this machine, and what is missing.",
 }

@@ -59,7 +59,7 @@ def data(
     Examples:
         strop data ./data.jsonl --model ./my-model
         strop data ./data.jsonl --model ./my-model --html data.html
-        strop data ./data.jsonl --model ./my-model --data.map problem:solution --data.max_tokens 1024
+        strop data ./data.jsonl --model ./my-model --data.map problem:solution
         strop data recipe.yaml --sample 12 --tokens
         strop data recipe.yaml --search "3/4" --show 10
         strop data recipe.yaml --step 1

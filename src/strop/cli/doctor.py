@@ -141,7 +141,8 @@ def _kernels() -> dict[str, str]:
 def _cache(problems: list[str]) -> dict[str, Any]:
     import shutil
 
-    from strop.model.starter import cache_folder
+    from strop.hub.hashes import cache_folder
+    from strop.model.nf4_space import most_bytes, taken_bytes
 
     folder = cache_folder()
     try:
@@ -155,7 +156,13 @@ def _cache(problems: list[str]) -> dict[str, Any]:
             f"the cache {folder} cannot be written ({error.strerror}): set STROP_CACHE to a folder that can"
         )
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path(folder.anchor or "."))
-    return {"folder": str(folder), "writable": writable, "free_bytes": shutil.disk_usage(existing).free}
+    return {
+        "folder": str(folder),
+        "writable": writable,
+        "free_bytes": shutil.disk_usage(existing).free,
+        "kept_bases_bytes": taken_bytes(),
+        "kept_bases_limit_bytes": most_bytes(),
+    }
 
 
 app = verb(doctor)

@@ -93,7 +93,6 @@ def show_packs(
             found=str(number),
             do="give another number, or leave --pack out for all of them",
         )
-    by_id = {example.id: example for example in survey.dataset.learned}
     for place, pack in enumerate(packs, start=1):
         if number not in (None, place):
             continue
@@ -104,7 +103,7 @@ def show_packs(
             console,
         )
         for index, document in enumerate(found):
-            example = by_id[document.sample_id]
+            example = survey.dataset.learned.with_id(document.sample_id)
             after = f", goes on from document {document.continues + 1}" if document.continues is not None else ""
             what = f"document {index + 1}, sample {number_of(example)}"
             _rule(what, example.place, f"positions {document.start:,} to {document.end - 1:,}{after}", console)

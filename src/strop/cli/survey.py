@@ -153,7 +153,7 @@ def _show_account(survey: Survey, console: Console) -> None:
         for one in survey.sources[:_MOST_SOURCES]:
             counts = (one.read, one.learned, one.held_out, one.refused, one.tokens)
             rows.append([one.name, *(f"{count:,}" for count in counts), percent(one.learned_tokens, one.tokens)])
-        table(["source", "read", "learned", "held out", "refused", "tokens", "learned"], rows, console)
+        table(["source", "read", "learned", "held out", "refused", "tokens", "of these learned"], rows, console)
         _more(len(survey.sources) - len(rows), "sources", console)
 
 
@@ -169,7 +169,7 @@ def _show_lengths(survey: Survey, console: Console) -> None:
     names = ("shortest", "median", "mean", "95 % up to", "99 % up to", "longest")
     keys = ("shortest", "median", "mean", "percentile_95", "percentile_99", "longest")
     parts = [f"{name} {figures[key]:,.0f}" for name, key in zip(names, keys, strict=True)]
-    console.print(Text("   ".join(parts)))
+    console.print(Text("\n".join(_filled(parts, console.width))))
     bars = length_histogram(survey.dataset.lengths_S)
     most = max(one.count for one in bars)
     grid = Table(box=None, pad_edge=False, show_header=False)
@@ -213,7 +213,7 @@ def _show_packs(survey: Survey, console: Console) -> None:
         "",
         {
             "all at once": f"{of} in {fill.packs:,} {packs}, {percent(fill.share, 1)} full; none cut, none padded",
-            "by step": f"{every} samples, {fill.step_tokens:,.0f} tokens, {fill.step_packs:.1f} packs in the mean",
+            "by step": f"{every} samples, {fill.step_tokens:,.0f} tokens, {fill.step_packs:.1f} packs on average",
         },
         console,
     )
@@ -255,6 +255,17 @@ def _show_findings(survey: Survey, console: Console) -> None:
             console.print(_indented(f"{instance.place}: {instance.text}", "dim"))
         _more(one.count - len(one.instances[:_SHOWN_INSTANCES]), "such records", console, indent=4)
     _more(len(survey.findings) - _MOST_FINDINGS, "findings", console)
+
+
+def _filled(parts: Sequence[str], width: int, gap: str = "   ") -> list[str]:
+    """Parts on as few lines as they fit on, none of them broken."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(gap) + len(part) > width:
+            lines.append(part)
+        else:
+            lines[-1] += gap + part
+    return lines
 
 
 def _indented(text: str, style: str, indent: int = 4) -> Padding:

@@ -31,7 +31,8 @@ def train(
     shows it beforehand. A run that was stopped is continued by strop resume.
 
     Args:
-        model: a model folder, a .gguf file, the name smollm2-135m-instruct, or a recipe (RECIPE.yaml).
+        model: a model folder, a .gguf file, an id on a hub (owner/name, ms:owner/name), the name
+            smollm2-135m-instruct, or a recipe (RECIPE.yaml).
         data: what to learn from: a file, a folder or glob of files, or an id on a hub; several with commas between.
         model_flag: the model, in place of the one that the recipe names.
         memory: the most memory that the run may take, such as 8GB (default: a share of what is free).

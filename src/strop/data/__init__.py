@@ -10,7 +10,6 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     records     the types that flow, each with the place in a file that it came from
     sources     files, folders, globs and hub ids, read with line numbers
     sources_stream, sources_json, sources_tables, sources_hub   each kind of them; naming: what files' names say
-    hub_huggingface, hub_modelscope, hub_store   the hubs, and what is kept of their answers
     mixture     several sources, with weights or counts
     conversations   rows to conversations, one by one
     shapes, columns, turns, content   what columns mean, found by looking or named by the recipe; turns; what they say
@@ -24,6 +23,7 @@ a fraction of a second, by the command line and by anything else. Each arrow is 
     encoding    records to chunks of encoded samples
     workers     the same in several processes
     store       encoded samples as one file, mapped into memory
+    store_text  conversations as the text in it
     samples     a store's samples as a sequence, and arrays of what all are like
     marks       what is noticed about every sample while it is encoded
     digests     what a conversation says and asks, to find what is there twice

@@ -4,9 +4,9 @@
         ──▶ <folder>/<key>.samples, a store (`strop.data.store`), mapped into memory
 
 A key covers everything that decides the tokens, so that nothing is ever out of date: what changes has another key. Of
-the recipe's section it covers all fields but those that name files, whatever fields there will be. The files' bytes
-are hashed each time, and again behind the encoding: 4 ms for GSM8K, half a second for a gigabyte; neither sizes nor
-times of change are trusted.
+the recipe's section it covers all fields, whatever fields there will be; those that name files by what these hold. The
+files' bytes are hashed each time, and again behind the encoding: 4 ms for GSM8K, half a second for a gigabyte; neither
+sizes nor times of change are trusted.
 
 A file whose digest is wrong (cut short, damaged, renamed) counts as none. Files appear whole, under their final name,
 and never change; up to 64 MB they are read into memory all the same, and nothing depends on the file then. That the
@@ -50,8 +50,9 @@ _STAGING = ".part"
 _FORSAKEN_SECONDS = 24 * 60 * 60
 """A staging file this old belongs to nobody who still runs."""
 
-_NAMES_FILES = ("train", "eval")
-"""Fields of the recipe's section that name files: these count by their content."""
+_COUNTED_ELSEWHERE = ("train", "eval", "max_tokens")
+"""Fields of the recipe's section that count in another way: what names files by their content, the limit as the longest
+sample, which is the model's context where the recipe names none."""
 
 
 class Kept:
@@ -204,7 +205,7 @@ def key_of(
         "libraries": [jinja2.__version__, tokenizers.__version__, np.__version__],
         "template": [tokenizer.template.source, tokenizer.template.name, tokenizer.template.tokens],
         "tokens": [tokenizer.special_tokens, tokenizer.stop_tokens],
-        "settings": {name: value for name, value in settings.items() if name not in _NAMES_FILES},
+        "settings": {name: value for name, value in settings.items() if name not in _COUNTED_ELSEWHERE},
         "seed": seed,
         "longest": longest,
     }

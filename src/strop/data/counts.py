@@ -6,15 +6,20 @@ read = learned + held out + refused, for every file and for all of them together
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strop.data.examples import Dataset
 from strop.data.records import Example, Refusal
+from strop.data.samples import Samples
 from strop.data.store import RECORD_BITS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _RECORD = (1 << RECORD_BITS) - 1
 """The part of an `Example.id` that numbers the record; above it stands which of the record's samples this is."""
@@ -77,19 +82,16 @@ class Reason:
 def count_sources(dataset: Dataset) -> list[SourceCount]:
     """Count records and tokens by source: by file, or by folder where there are more than a dozen files.
 
-    Every sample is looked at once. Samples of one record count once as records.
+    Samples of one record count once as records.
 
     Returns:
         The sources, in the order of their names.
     """
     by_file: defaultdict[str, SourceCount] = defaultdict(lambda: SourceCount(""))
-    for example in dataset.learned:
-        count = by_file[example.place.file]
-        count.learned += is_first(example)
-        count.tokens += len(example)
-        count.learned_tokens += int(np.count_nonzero(example.learned))
-    for example in dataset.held_out:
-        by_file[example.place.file].held_out += is_first(example)
+    for file, records, tokens, learned_tokens in _by_file(dataset.learned):
+        by_file[file].add(SourceCount(file, records, 0, 0, tokens, learned_tokens))
+    for file, records, _, _ in _by_file(dataset.held_out):
+        by_file[file].held_out += records
     for refusal in (*dataset.refused, *dataset.held_out_refused):
         by_file[refusal.place.file].refused += 1
     counts: dict[str, SourceCount] = {}
@@ -99,9 +101,28 @@ def count_sources(dataset: Dataset) -> list[SourceCount]:
     return [counts[name] for name in sorted(counts)]
 
 
+def _by_file(samples: Sequence[Example]) -> Iterator[tuple[str, int, int, int]]:
+    """Each file with the records, tokens and learned tokens that come from it."""
+    if not isinstance(samples, Samples):
+        for one in samples:
+            yield one.place.file, is_first(one), len(one), int(np.count_nonzero(one.learned))
+        return
+    sums = [
+        np.bincount(samples.files_S, values_S).astype(np.int64)
+        for values_S in (samples.ids_S <= _RECORD, samples.lengths_S, samples.learned_S)
+    ]
+    for number in np.unique(samples.files_S).tolist():
+        yield samples.store.files[number], *(int(sum_[number]) for sum_ in sums)
+
+
 def number_of(example: Example) -> int:
     """The number of a sample's record in reading order, from 1, as people give it."""
     return (example.id & _RECORD) + 1
+
+
+def numbers_of(ids_S: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The same of many samples [S], by their ids."""
+    return (ids_S & _RECORD) + 1
 
 
 def is_first(example: Example) -> bool:

@@ -7,7 +7,7 @@ A sample counts with the length that it has before any limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from strop.data.order import step_samples
 from strop.data.packing import pack
 from strop.data.records import Example
+from strop.data.samples import learned_counts, learned_of, lengths
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -49,6 +50,11 @@ class LimitCost:
     learned: int
     cut_tokens: int
     cut_learned: int
+
+    def plus(self, other: LimitCost) -> LimitCost:
+        """What the same limit costs of both."""
+        names = self.__slots__[1:]
+        return LimitCost(self.max_tokens, *(getattr(self, name) + getattr(other, name) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +102,26 @@ def limits(longest: int, *known: int | None) -> list[int]:
     return sorted({*powers[-_MOST_LIMITS:], *(limit for limit in known if limit is not None)})
 
 
-def limit_costs(samples: Iterable[Example], candidates: Sequence[int]) -> list[LimitCost]:
+def limit_costs(samples: Sequence[Example], candidates: Sequence[int]) -> list[LimitCost]:
     """What each limit would refuse or cut.
 
     Args:
-        samples: the samples to learn, at their whole length; each is looked at once.
+        samples: the samples to learn, at their whole length; no more is read than what of the long ones is learned.
         candidates: the limits.
     """
-    sums = {limit: [0, 0, 0, 0, 0] for limit in candidates}
-    shortest = min(candidates, default=0)
-    for sample in samples:
-        length = len(sample)
-        if length <= shortest:
-            continue
-        learned = int(np.count_nonzero(sample.learned))
-        for limit, sum_ in sums.items():
-            if length > limit:
-                kept = int(np.count_nonzero(sample.learned[:limit]))
-                for place, value in enumerate((1, length, learned, length - limit, learned - kept)):
-                    sum_[place] += value
-    return [LimitCost(limit, *sum_) for limit, sum_ in sums.items()]
+    lengths_S, learned_S = lengths(samples), learned_counts(samples)
+    kept = dict.fromkeys(candidates, 0)
+    for index in np.flatnonzero(lengths_S > min(filter(None, candidates), default=0)).tolist():
+        length, mask = int(lengths_S[index]), learned_of(samples, index)
+        for limit in kept:
+            if length > limit > 0:
+                kept[limit] += int(np.count_nonzero(mask[:limit]))
+    costs = []
+    for limit in candidates:
+        over_S = lengths_S > limit
+        over, tokens, learned = (int(values_S[over_S].sum()) for values_S in (over_S, lengths_S, learned_S))
+        costs.append(LimitCost(limit, over, tokens, learned, tokens - over * limit, learned - kept[limit]))
+    return costs
 
 
 def quantiles(lengths_S: npt.NDArray[np.int64]) -> dict[str, float]:

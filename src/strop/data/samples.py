@@ -10,14 +10,14 @@ array. Whoever needs a number of every sample takes `lengths`, `taught`, `untaug
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from strop.data.records import Example, Place
-from strop.data.store import PLAIN, RECORD_BITS, Store
+from strop.data.store import FIRST, PLAIN, RECORD_BITS, Store
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,6 +64,29 @@ class Samples(Sequence[Example]):
     def taught_S(self) -> npt.NDArray[np.int64]:
         """Positions of each sample that have a target."""
         return self._column("taught")
+
+    @property
+    def learned_S(self) -> npt.NDArray[np.int64]:
+        """Learned tokens of each sample."""
+        first_S: npt.NDArray[np.bool_] = self.marks_S & FIRST != 0
+        return self.taught_S + first_S
+
+    def learned_of(self, index: int) -> npt.NDArray[np.bool_]:
+        """What of a sample is learned [T], without reading what it says."""
+        return self.store.learned(int(self._numbers_S[index]))
+
+    @property
+    def files_S(self) -> npt.NDArray[np.int64]:
+        """The number of the file of each sample, among ``store.files``."""
+        return self._column("file")
+
+    def with_id(self, number: int) -> Example:
+        """The sample of an `Example.id`.
+
+        Raises:
+            IndexError: there is none.
+        """
+        return self[int(np.flatnonzero(self.ids_S == number)[0])]
 
     @cached_property
     def untaught_S(self) -> npt.NDArray[np.int64]:
@@ -124,6 +147,28 @@ class Samples(Sequence[Example]):
         return self.store.rows[name][self._numbers_S].astype(np.int64)
 
 
+class ById(Mapping[int, Example]):
+    """Samples by their `Example.id`, each made when it is asked for.
+
+    Args:
+        parts: the samples.
+    """
+
+    def __init__(self, *parts: Samples) -> None:
+        self.parts = parts
+        self._at = {number: (part, at) for part in parts for at, number in enumerate(part.ids_S.tolist())}
+
+    def __getitem__(self, number: int) -> Example:
+        part, at = self._at[number]
+        return part[at]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._at)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+
 class Joined(Sequence[Example]):
     """Sequences of samples, one behind another, of stores that need not be the same."""
 
@@ -163,6 +208,18 @@ def lengths(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
     if isinstance(examples, Samples | Joined):
         return examples.lengths_S
     return np.array([len(example) for example in examples], np.int64)
+
+
+def learned_counts(examples: Sequence[Example]) -> npt.NDArray[np.int64]:
+    """Learned tokens of each sample [S]."""
+    if isinstance(examples, Samples):
+        return examples.learned_S
+    return np.array([int(np.count_nonzero(example.learned)) for example in examples], np.int64)
+
+
+def learned_of(examples: Sequence[Example], index: int) -> npt.NDArray[np.bool_]:
+    """What of one sample is learned [T]."""
+    return examples.learned_of(index) if isinstance(examples, Samples) else examples[index].learned
 
 
 def taught(examples: Sequence[Example]) -> npt.NDArray[np.int64]:

@@ -18,58 +18,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from strop.data.naming import SPLITS, natural, split_of
 from strop.errors import DataError
+from strop.hub.repository import DATA_SET, Hub, HubId, Repository, has_hub, parse_id, refuse_strange_paths
 
-Hub: TypeAlias = Literal["hf", "ms"]
 Note = Callable[[str], None]
 
-HUBS: Mapping[Hub, str] = {"hf": "Hugging Face", "ms": "ModelScope"}
-
-_NAME = r"[A-Za-z0-9][\w.-]*"
-_ID = re.compile(rf"(?:(hf|ms):)?({_NAME}/{_NAME})(?:@([^:@\s]+))?(?::([^:\s]+))?")
 _PLAIN_FOLDERS = ("data",)
-
-
-@dataclass(frozen=True, slots=True)
-class HubId:
-    """What is meant by ``hf:owner/name@revision:selection``.
-
-    Args:
-        hub: "hf" or "ms".
-        name: owner/name.
-        revision: branch, tag or commit; empty for the hub's default.
-        selection: a split, configuration/split, or a file; empty for the split "train".
-    """
-
-    hub: Hub
-    name: str
-    revision: str = ""
-    selection: str = ""
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{self.hub}:{self.name}{revision}" + (f":{self.selection}" if self.selection else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """What a repository holds at one commit.
-
-    Args:
-        commit: the commit.
-        files: its files' paths, each with its size in bytes and its SHA-256 where the hub tells them.
-        card: the text of its README.md.
-    """
-
-    commit: str
-    files: Mapping[str, tuple[int | None, str | None]]
-    card: str = ""
 
 
 def hub_id(text: str) -> HubId | None:
@@ -78,16 +38,13 @@ def hub_id(text: str) -> HubId | None:
     Without ``hf:`` or ``ms:`` it is one only where it could not be meant as a path: no ending of a data file, and no
     folder on this machine that it would lie in.
     """
-    match = _ID.fullmatch(text)
-    if match is None:
-        return None
-    hub, name, revision, selection = match.groups()
-    if hub is None:
+    hub = parse_id(text)
+    if hub is not None and not has_hub(text):
         from strop.data.sources import format_of
 
-        if format_of(PurePosixPath(name)) or Path(name).parent.exists():
+        if format_of(PurePosixPath(hub.name)) or Path(hub.name).parent.exists():
             return None
-    return HubId("ms" if hub == "ms" else "hf", name, revision or "", selection or "")
+    return hub
 
 
 def pinned(hub: HubId, note: Note | None = None) -> HubId:
@@ -248,22 +205,17 @@ def _no_data(hub: HubId, paths: list[PurePosixPath]) -> DataError:
 
 def _client(hub: Hub) -> Any:
     if hub == "ms":
-        from strop.data import hub_modelscope
+        from strop.hub import modelscope
 
-        return hub_modelscope
-    from strop.data import hub_huggingface
+        return modelscope
+    from strop.hub import huggingface
 
-    return hub_huggingface
+    return huggingface
 
 
 @lru_cache(maxsize=64)
 def _repository(hub: HubId) -> Repository:
     """What a repository holds; asked once a process, so that a branch that moves meanwhile changes nothing."""
     repository: Repository = _client(hub.hub).look_up(hub.name, hub.revision)
-    for name in repository.files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-            raise DataError(
-                f"{hub} has a file called {name!r}", expected="a path inside it", do="do not use this data set"
-            )
+    refuse_strange_paths(str(hub), repository, DATA_SET)
     return repository

@@ -20,6 +20,8 @@ from strop.errors import DataError
 MOST_LEVELS = 100
 """Lists and objects inside each other; real rows have fewer than ten."""
 
+_MOST_LINES = 20
+
 _WRAPPERS = ("data", "rows", "train", "examples", "instances", "records", "items")
 """Names under which a single object keeps rows."""
 
@@ -46,13 +48,29 @@ def read_lines(file: Path, label: str) -> Iterator[Record]:
         label: what places and messages call it.
 
     Raises:
-        DataError: a line cannot be read; with line and column.
+        DataError: a line cannot be read; with line and column, and the numbers of all such lines.
     """
+    fault: DataError | None = None
+    broken: list[int] = []
+    right = 0
     with opened(file, label) as stream:
         for number, raw in lines(stream, label):
-            if text := decoded(raw, label, first_line=number).rstrip():
-                place = Place(label, line=number)
-                yield Record(_object(_parse_line(text, label, number), place), place)
+            if not (text := decoded(raw, label, first_line=number).rstrip()):
+                continue
+            place = Place(label, line=number)
+            try:
+                values = _object(_parse_line(text, label, number), place)
+            except DataError as error:
+                if not right:  # it is another format from the beginning
+                    raise
+                fault = fault or error
+                broken.append(number)
+                continue
+            right += 1
+            if fault is None:
+                yield Record(values, place)
+    if fault is not None:
+        raise _with_lines(fault, broken)
 
 
 def read_whole(file: Path, label: str) -> Iterator[Record]:
@@ -86,6 +104,15 @@ def read_whole(file: Path, label: str) -> Iterator[Record]:
         return
     place = Place(label)
     yield Record(_object(value, place), place)
+
+
+def _with_lines(fault: DataError, broken: list[int]) -> DataError:
+    """The fault of the first line that cannot be read, with the numbers of the others: to repair them all at once."""
+    if len(broken) == 1:
+        return fault
+    named = ", ".join(map(str, broken[:_MOST_LINES])) + (", …" if len(broken) > _MOST_LINES else "")
+    found = f"{fault.found}; {len(broken)} such lines in all: {named}"
+    return DataError(fault.what, expected=fault.expected, found=found, do="repair these lines, or take them out")
 
 
 def _wrapped(value: Any) -> list[Any] | None:

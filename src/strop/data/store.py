@@ -22,14 +22,15 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from strop.data.conversations import Tally
-from strop.data.records import Conversation, Example, Message, Place, Refusal, Span, ToolCall
+from strop.data.records import Conversation, Example, Place, Refusal
 from strop.data.split import content_key
+from strop.data.store_text import read_conversation_text, write_conversation
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,6 +61,9 @@ WEIGHTED = 1
 
 PLAIN = 1 << 9
 """The mark of a plain text, which asks nothing."""
+
+FIRST = 1 << 10
+"""The mark of a sample whose very first token is learned."""
 
 _TRAILER = struct.Struct("<8sqqqqq")
 _MAGIC = b"strop 1\n"
@@ -150,7 +154,8 @@ class ChunkBuilder:
                     len(text),
                     (marks[which] if marks else 0)
                     | (WEIGHTED if weights is not None else 0)
-                    | (PLAIN if conversation.text is not None else 0),
+                    | (PLAIN if conversation.text is not None else 0)
+                    | (FIRST if len(learned) and learned[0] else 0),
                     *(np.frombuffer(one, "<u8") for one in (content, _digest(content + bits + heavy), said, asked)),
                 )
             )
@@ -309,6 +314,15 @@ class Store:
         conversation = read_conversation_text(bytes(self._content[at : at + int(row["text"])]), place)
         return Example(tokens, learned, int(row["id"]) + id_offset, place, conversation, weights)
 
+    def learned(self, number: int) -> npt.NDArray[np.bool_]:
+        """What of one sample is learned [T]; its words are not read."""
+        row = self.rows[number]
+        length, at = int(row["tokens"]), int(row["at"])
+        self._touch(length * self._item.itemsize)
+        at += length * (self._item.itemsize + (4 if int(row["marks"]) & WEIGHTED else 0))
+        bits = np.frombuffer(self._content, np.uint8, (length + 7) // 8, at)
+        return np.unpackbits(bits, count=length).view(np.bool_)
+
     @property
     def held_bytes(self) -> int:
         """Bytes of memory that the store takes up at most."""
@@ -356,40 +370,6 @@ def is_whole(file: BinaryIO, key: bytes, size: int) -> bool:
 def token_type(vocabulary: int) -> np.dtype[Any]:
     """How a token is stored."""
     return np.dtype("<u2" if vocabulary <= 1 << 16 else "<i4")
-
-
-def write_conversation(conversation: Conversation) -> bytes:
-    """A conversation as JSON: turns as [role, content], what else a turn has behind it; the tools; a plain text."""
-    turns = [
-        [message.role, message.content, *([extra] if (extra := _extra(message)) else [])]
-        for message in conversation.messages
-    ]
-    return _encode([turns, conversation.tools, conversation.text]).encode("utf-8", errors="surrogatepass")
-
-
-def read_conversation_text(text: bytes, place: Place) -> Conversation:
-    """What `write_conversation` wrote."""
-    turns, tools, plain = json.loads(text.decode("utf-8", errors="surrogatepass"))
-    return Conversation(tuple(_read_turn(*turn) for turn in turns), place, tuple(tools), plain)
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_DEFAULTS = {one.name: one.default for one in fields(Message) if one.default is not MISSING}
-
-
-def _extra(message: Message) -> dict[str, Any]:
-    """The fields of a turn that are not as usual."""
-    if all(getattr(message, name) == default for name, default in _DEFAULTS.items()):
-        return {}
-    return {name: value for name, value in asdict(message).items() if name in _DEFAULTS and value != _DEFAULTS[name]}
-
-
-def _read_turn(role: Any, content: str, extra: dict[str, Any] | None = None) -> Message:
-    if not extra:
-        return Message(role, content)
-    spans = tuple(Span(**span) for span in extra.pop("spans", ()))
-    calls = tuple(ToolCall(**call) for call in extra.pop("calls", ()))
-    return Message(role, content, spans=spans, calls=calls, **extra)
 
 
 def _read_place(file: str, number: int) -> Place:

@@ -1,9 +1,11 @@
 """A model folder's tokenizer, with what Strop has to know about its control tokens.
 
-    tokenizer.json            the tokenizer itself, run by the library `tokenizers`
+    tokenizer.json            the tokenizer itself, run by the library `tokenizers`; or an older format
+                              (`strop.data.tokenizer_files`)
     tokenizer_config.json     the named special tokens (bos_token, eos_token, …), and the chat template in older folders
     special_tokens_map.json   the named special tokens that tokenizer_config.json leaves out
-    chat_template.jinja       the chat template, before the one in tokenizer_config.json
+    chat_template.jinja       the chat template, before the one in tokenizer_config.json; where there is neither, one
+                              of `strop.data.stock_templates`, if the family has one and its control tokens are here
     generation_config.json, config.json   eos_token_id, a number or a list
 
 **Control tokens** are the special tokens of tokenizer.json and the named ones. Other added tokens (``<think>`` in some
@@ -26,17 +28,15 @@ import tokenizers
 
 from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
+from strop.data.stock_templates import stock_template
 from strop.data.template import ChatTemplate
+from strop.data.tokenizer_files import raise_unless_of_the_library, read_backend, read_json
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
-from strop.foreign import read_json, read_text
+from strop.foreign import read_text
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a name, by which chat templates use them."""
-
-
-MOST_TOKENIZER_BYTES = 64 << 20
-"""Of tokenizer.json; that of a vocabulary of 262,144 tokens has 33 MB."""
 
 
 class Tokenizer:
@@ -77,17 +77,18 @@ class Tokenizer:
         eos_ids = list(eos_ids)
         self._made_of = (dict(named), eos_ids)
         _register(backend, named.values(), eos_ids)
-        added = backend.get_added_tokens_decoder()
-        self.special_tokens = {
-            token.content: index for index, token in sorted(added.items()) if token.special and len(token.content) > 1
-        }
         self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
         self.bos = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
         self.eos = backend.token_to_id(named["eos_token"]) if "eos_token" in named else None
         self.template = ChatTemplate(template, named, template_name)
-        # What begins texts ends none, even where a template writes it there: a slip that must not become a stop token.
-        ends = [text for text, index in self.special_tokens.items() if index != self.bos or index == self.eos]
-        behind_answers = find_stop_token(self.template, ends)
+        behind_answers = find_stop_token(self.template, self._possible_ends())
+        if behind_answers is not None:  # an added token that nobody called special, such as <eoa>, becomes so here
+            _register(backend, [behind_answers], [])
+        self.special_tokens = {
+            token.content: index
+            for index, token in sorted(backend.get_added_tokens_decoder().items())
+            if token.special and len(token.content) > 1
+        }
         self.stop_tokens = {
             text: index
             for text, index in self.special_tokens.items()
@@ -106,22 +107,23 @@ class Tokenizer:
         """Read a model folder's tokenizer.
 
         Args:
-            folder: a folder with tokenizer.json and a chat template.
+            folder: a folder with a tokenizer (see `strop.data.tokenizer_files`) and a chat template.
 
         Raises:
             ModelError: a file is missing or broken; with the folder, the file and the cure.
             TemplateError: the chat template is not Jinja, or cannot render one question and its answer.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json")
-        named = _named_tokens(config, _read_json(folder / "special_tokens_map.json"))
-        template, template_name = _read_template(folder, config)
+        config = read_json(folder / "tokenizer_config.json")
+        named = _named_tokens(config, read_json(folder / "special_tokens_map.json"))
+        backend = read_backend(folder)
+        template, template_name = _read_template(folder, config, backend)
         eos_ids = [
             index
             for file in ("generation_config.json", "config.json")
-            for index in _as_ids(_read_json(folder / file).get("eos_token_id"))
+            for index in _as_ids(read_json(folder / file).get("eos_token_id"))
         ]
-        return cls(_read_backend(folder), template, named, eos_ids, template_name)
+        return cls(backend, template, named, eos_ids, template_name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process that encodes: what this was made of."""
@@ -153,7 +155,7 @@ class Tokenizer:
         try:
             encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
         except BaseException as error:  # noqa: BLE001 - the next line lets through what is not expected
-            _raise_unless_of_the_library(error)
+            raise_unless_of_the_library(error)
             raise ModelError(
                 f"the tokenizer cannot read a text (one of {len(others):,})",
                 expected="tokens for any text",
@@ -174,6 +176,18 @@ class Tokenizer:
             skip_special: whether control tokens are left out of the text.
         """
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=skip_special)
+
+    def _possible_ends(self) -> list[str]:
+        """The added tokens that may end an answer: no white space, and not what begins texts.
+
+        A bos_token that a template writes behind answers is a slip that must not become a stop token.
+        """
+        added = self.backend.get_added_tokens_decoder()
+        return [
+            token.content
+            for index, token in added.items()
+            if len(token.content.strip()) == len(token.content) > 1 and (index != self.bos or index == self.eos)
+        ]
 
     def _before_texts(self) -> str:
         """The control tokens that the tokenizer itself puts before a text, as its files say."""
@@ -201,12 +215,6 @@ class Tokenizer:
         return backend
 
 
-def _raise_unless_of_the_library(error: BaseException) -> None:
-    """Lets through what is not the tokenizers library's: it raises plain exceptions, and panics that are none."""
-    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        raise error
-
-
 def _from_parts(
     backend: str, template: str, named: Mapping[str, str], eos_ids: Sequence[int], template_name: str
 ) -> Tokenizer:
@@ -223,34 +231,8 @@ def _register(backend: tokenizers.Tokenizer, named: Iterable[str], eos_ids: Sequ
             backend.add_special_tokens([known or tokenizers.AddedToken(text, normalized=False)])
 
 
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        other = next(
-            (name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (folder / name).is_file()), None
-        )
-        raise ModelError(
-            f"{folder} has no tokenizer.json",
-            expected="the tokenizer in the format of the library tokenizers",
-            found=f"{other}, an older format" if other else "no tokenizer",
-            do="give a complete model folder; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers "
-            "writes tokenizer.json out of the older formats",
-        )
-    try:
-        return tokenizers.Tokenizer.from_str(read_text(file, MOST_TOKENIZER_BYTES))
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read", found=str(error), do="check the file and its permissions") from error
-    except BaseException as error:
-        _raise_unless_of_the_library(error)
-        raise ModelError(
-            f"{file} is not a tokenizer",
-            found=str(error)[:500],
-            do="download the file again, or update the package tokenizers",
-        ) from error
-
-
-def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The chat template's source and where it stands."""
+def _read_template(folder: Path, config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> tuple[str, str]:
+    """The chat template's source and where it stands; a stock one's control tokens become special."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -262,10 +244,14 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         by_name = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = by_name.get("default")
     if not isinstance(source, str):
+        stock = stock_template(read_json(folder / "config.json"), backend.token_to_id)
+        if stock is not None:
+            _register(backend, stock.control, [])
+            return stock.source, f"the stock template {stock.name}, as {folder} has none"
         raise ModelError(
             f"{folder} has no chat template",
             expected="chat_template.jinja, or chat_template in tokenizer_config.json",
-            found="neither: it is a base model, or its template was not copied",
+            found="neither, and no stock template fits: it is a base model, or its template was not copied",
             do=f"use the model's chat version, or put the template into {file}",
         )
     return source, f"{folder / 'tokenizer_config.json'}: chat_template"
@@ -288,16 +274,3 @@ def _as_ids(value: Any) -> list[int]:
     """An eos_token_id as configs write it: a number, a list, or nothing."""
     values = value if isinstance(value, list) else [value]
     return [index for index in values if isinstance(index, int) and not isinstance(index, bool) and index >= 0]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object, or {} where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = read_json(file)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} is not a JSON object", found=type(value).__name__, do="download the file again")
-    return value

@@ -13,8 +13,8 @@ from strop.evaluate.answers import Score, score
 from strop.evaluate.ask import asks, question_of_sample
 from strop.evaluate.held_out import held_out_loss
 from strop.evaluate.tuned import TunedModel, load_tuned
+from strop.hub.hashes import cache_folder
 from strop.model.source import Note
-from strop.model.starter import cache_folder
 
 
 def evaluate_run(run: Path, *, data: Path | None = None, answers: int = 0, note: Note | None = None) -> dict[str, Any]:

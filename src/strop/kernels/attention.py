@@ -9,6 +9,9 @@ arXiv:2305.13245). The scores are never kept: backward makes them again from q, 
     P_tu = exp(q_t · k_u / √E − ℓ_t)      dv_u = Σ_t P_tu dy_t      dS_tu = P_tu (dy_t · v_u − dy_t · y_t)
     dq_t = Σ_u dS_tu k_u / √E             dk_u = Σ_t dS_tu q_t / √E
 
+How scores are made otherwise (caps, windows, ALiBi) is said by a `Scoring`; what is not plain is computed by
+`strop.kernels.attention_scores`.
+
 `attention` is the differentiable reference, and `attend_cached` is its form for generation. `attend` and
 `attend_backward` are the pair of the training engine: into memory that the caller gives, and with documents that
 continue a shared prefix, which stands in the pack once. A document that continues a prefix sees all of it; the
@@ -21,7 +24,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import torch
@@ -29,26 +31,19 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from strop.kernels import blas, library, select
+from strop.kernels.attention_scores import (
+    PLAIN,
+    Scoring,
+    Span,
+    attend_blocks,
+    attend_blocks_backward,
+    explicit_attention,
+)
+
+__all__ = ["PLAIN", "Scoring", "Span", "attend", "attend_backward", "attend_cached", "attention"]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A document of a pack and the prefix that it continues.
-
-    Attributes:
-        start: its first row.
-        end: the row after its last.
-        prefix_start: first row of the prefix, which is a span of its own earlier in the pack.
-        prefix_end: the row after the prefix's last; equal to ``prefix_start`` where there is no prefix.
-    """
-
-    start: int
-    end: int
-    prefix_start: int
-    prefix_end: int
-
-
-def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, starts: Sequence[int]) -> Tensor:
+def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, starts: Sequence[int], scoring: Scoring = PLAIN) -> Tensor:
     """Attention over the documents of a pack.
 
     Args:
@@ -56,36 +51,55 @@ def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, starts: Sequence[int]
         k_TKE: keys [T, K, E], rotated; K divides H.
         v_TKE: values [T, K, E].
         starts: offsets of the documents and, last, T.
+        scoring: how scores are made.
 
     Returns:
         [T, H, E].
     """
     grouped = q_THE.shape[1] != k_TKE.shape[1]
     lengths = [end - start for start, end in pairwise(starts)]
+    causal = scoring.is_causal(max(lengths, default=0))
     outputs = []
     # Split once: the gradient of a slice is a pack of zeros for every document, which cost 8 % of a step.
     for documents in zip(*(part.split(lengths) for part in (q_THE, k_TKE, v_TKE)), strict=True):
+        if not causal:
+            outputs.append(explicit_attention(documents[0], documents[1], documents[2], scoring))
+            continue
         q_HLE, k_KLE, v_KLE = (part.transpose(0, 1)[None] for part in documents)
-        y_HLE = scaled_dot_product_attention(q_HLE, k_KLE, v_KLE, is_causal=True, enable_gqa=grouped)
+        y_HLE = scaled_dot_product_attention(
+            q_HLE, k_KLE, v_KLE, is_causal=True, enable_gqa=grouped, scale=scoring.scale
+        )
         outputs.append(y_HLE[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def attend_cached(q_BHE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, visible_BL: Tensor) -> Tensor:
+def attend_cached(
+    q_BHE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, distance_BL: Tensor, scoring: Scoring = PLAIN
+) -> Tensor:
     """Attention of one new token a sequence over cached keys and values, for generation.
 
     Args:
         q_BHE: the new tokens' queries [B, H, E], rotated.
         k_BKLE: cached keys [B, K, L, E], the new token's included.
         v_BKLE: cached values [B, K, L, E].
-        visible_BL: bool [B, L], the filled places of each sequence.
+        distance_BL: int64 [B, L], how far each place lies behind the new token; negative where nothing is filled in.
+        scoring: how scores are made.
 
     Returns:
         [B, H, E].
     """
+    if scoring.softcap is not None or scoring.slopes_H is not None:
+        q_BKGE = q_BHE.unflatten(1, (k_BKLE.shape[1], -1))
+        products_BKGL = (q_BKGE @ k_BKLE.mT) * scoring.factor(q_BHE.shape[-1])
+        # Sequences take the place of rows, whose distances are their own.
+        scores_KGBL, _ = scoring.scores(products_BKGL.permute(1, 2, 0, 3), distance_BL)
+        return (scores_KGBL.softmax(dim=-1).permute(2, 0, 1, 3) @ v_BKLE).flatten(1, 2)
     grouped = q_BHE.shape[1] != k_BKLE.shape[1]
     y_BH1E = scaled_dot_product_attention(
-        q_BHE[:, :, None], k_BKLE, v_BKLE, attn_mask=visible_BL[:, None, None], enable_gqa=grouped
+        *(q_BHE[:, :, None], k_BKLE, v_BKLE),
+        attn_mask=scoring.visible(distance_BL)[:, None, None],
+        enable_gqa=grouped,
+        scale=scoring.scale,
     )
     return y_BH1E[:, :, 0]
 
@@ -97,6 +111,7 @@ def attend(
     kv_heads: int,
     out_TQ: Tensor,
     row_sums_HT: Tensor,
+    scoring: Scoring = PLAIN,
 ) -> None:
     """Attention over the documents of a pack, into memory that is given.
 
@@ -106,15 +121,21 @@ def attend(
         heads: H.
         kv_heads: K, which divides H.
         out_TQ: [T, H · E], written.
-        row_sums_HT: float32 [H, T], written with ℓ for `attend_backward` where the native library computes.
+        row_sums_HT: float32 [H, T], written with ℓ for `attend_backward` where that needs it.
+        scoring: how scores are made.
 
     Raises:
         MemoryError: the native library got no memory to work in.
     """
+    if not scoring.is_causal(max((span.seen for span in spans), default=0)):
+        with torch.no_grad():
+            attend_blocks(qkv_TO, spans, heads, kv_heads, scoring, out_TQ, row_sums_HT)
+        return
+    width = _head_width(qkv_TO, heads, kv_heads)
     if _is_native(qkv_TO, out_TQ, row_sums_HT):
-        failed = library.function("attend", "plpllllplpl", "i")(
+        failed = library.function("attend", "plplllldplpl", "i")(
             *(qkv_TO.data_ptr(), qkv_TO.stride(0), _span_numbers(spans), len(spans)),
-            *(heads, kv_heads, _head_width(qkv_TO, heads, kv_heads)),
+            *(heads, kv_heads, width, scoring.factor(width)),
             *(out_TQ.data_ptr(), out_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
         )
         _check(failed)
@@ -122,7 +143,7 @@ def attend(
     with torch.no_grad():
         for span in spans:
             q_LHE, k_VKE, v_VKE = _seen(qkv_TO, span, heads, kv_heads)
-            out_TQ[span.start : span.end] = _continue(q_LHE, k_VKE, v_VKE).flatten(1)
+            out_TQ[span.start : span.end] = _continue(q_LHE, k_VKE, v_VKE, scoring.scale).flatten(1)
 
 
 def attend_backward(
@@ -134,6 +155,7 @@ def attend_backward(
     heads: int,
     kv_heads: int,
     grad_qkv_TO: Tensor,
+    scoring: Scoring = PLAIN,
 ) -> None:
     """The gradient of `attend`, by the choice of library that its forward pass was made with.
 
@@ -146,21 +168,29 @@ def attend_backward(
         heads: H.
         kv_heads: K.
         grad_qkv_TO: [T, (H + 2K) · E], all of it overwritten; overlaps no other.
+        scoring: what it was given.
 
     Raises:
         MemoryError: the native library got no memory to work in.
     """
+    if not scoring.is_causal(max((span.seen for span in spans), default=0)):
+        with torch.no_grad():
+            attend_blocks_backward(
+                *(qkv_TO, out_TQ, grad_TQ, row_sums_HT, spans, heads, kv_heads, scoring, grad_qkv_TO)
+            )
+        return
+    width = _head_width(qkv_TO, heads, kv_heads)
     if _is_native(qkv_TO, out_TQ, grad_TQ, row_sums_HT, grad_qkv_TO):
-        failed = library.function("attend_backward", "plplplplpllllpl", "i")(
+        failed = library.function("attend_backward", "plplplplplllldpl", "i")(
             *(qkv_TO.data_ptr(), qkv_TO.stride(0), out_TQ.data_ptr(), out_TQ.stride(0)),
             *(grad_TQ.data_ptr(), grad_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
-            *(_span_numbers(spans), len(spans), heads, kv_heads, _head_width(qkv_TO, heads, kv_heads)),
+            *(_span_numbers(spans), len(spans), heads, kv_heads, width, scoring.factor(width)),
             *(grad_qkv_TO.data_ptr(), grad_qkv_TO.stride(0)),
         )
         _check(failed)
         return
     for span in spans:
-        _span_backward(qkv_TO, grad_TQ, span, heads, kv_heads, grad_qkv_TO)
+        _span_backward(qkv_TO, grad_TQ, span, heads, kv_heads, grad_qkv_TO, scoring.scale)
 
 
 def _is_native(*tensors: Tensor) -> bool:
@@ -192,7 +222,7 @@ def _seen(qkv_TO: Tensor, span: Span, heads: int, kv_heads: int) -> tuple[Tensor
     return q_LHE, kv_VKE[:, :kv_heads], kv_VKE[:, kv_heads:]
 
 
-def _continue(q_LHE: Tensor, k_VKE: Tensor, v_VKE: Tensor) -> Tensor:
+def _continue(q_LHE: Tensor, k_VKE: Tensor, v_VKE: Tensor, scale: float | None) -> Tensor:
     """Attention of a document's L rows over V keys, of which the last L are its own: [L, H, E]."""
     own, seen = q_LHE.shape[0], k_VKE.shape[0]
     mask_LV = None
@@ -204,15 +234,18 @@ def _continue(q_LHE: Tensor, k_VKE: Tensor, v_VKE: Tensor) -> Tensor:
         attn_mask=mask_LV,
         is_causal=mask_LV is None,
         enable_gqa=q_LHE.shape[1] != k_VKE.shape[1],
+        scale=scale,
     )
     return y_HLE[0].transpose(0, 1)
 
 
-def _span_backward(qkv_TO: Tensor, grad_TQ: Tensor, span: Span, heads: int, kv_heads: int, grad_qkv_TO: Tensor) -> None:
+def _span_backward(
+    qkv_TO: Tensor, grad_TQ: Tensor, span: Span, heads: int, kv_heads: int, grad_qkv_TO: Tensor, scale: float | None
+) -> None:
     """Overwrites a document's rows of ``grad_qkv_TO`` and adds to those of its prefix, which came before."""
     with torch.enable_grad():
         q_LHE, k_VKE, v_VKE = (part.detach().requires_grad_() for part in _seen(qkv_TO, span, heads, kv_heads))
-        y_LQ = _continue(q_LHE, k_VKE, v_VKE).flatten(1)
+        y_LQ = _continue(q_LHE, k_VKE, v_VKE, scale).flatten(1)
     grad_q_LHE, grad_k_VKE, grad_v_VKE = torch.autograd.grad(
         y_LQ, (q_LHE, k_VKE, v_VKE), grad_TQ[span.start : span.end]
     )

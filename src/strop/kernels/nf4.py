@@ -107,9 +107,30 @@ def quantize(weight: Tensor) -> NF4Tensor:
         step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else max(values_N.numel(), 1)
         slices = [_quantize_slice(part) for part in values_N.split(step)]
         packed, absmax_B = (torch.cat(parts) for parts in zip(*slices, strict=True))
+    return from_absmax(packed, absmax_B, tuple(weight.shape))
+
+
+def from_absmax(packed: Tensor, absmax_B: Tensor, shape: tuple[int, ...]) -> NF4Tensor:
+    """The double quantisation alone, of codes whose scales are still in full.
+
+    Args:
+        packed: uint8 [ceil(weights / 2)].
+        absmax_B: float32 [blocks].
+        shape: the shape of the weights.
+    """
     offset = absmax_B.mean()
     absmax8, nested_absmax = _quantize_dynamic8(absmax_B - offset)
-    return NF4Tensor(packed, absmax8, nested_absmax, offset, tuple(weight.shape))
+    return NF4Tensor(packed, absmax8, nested_absmax, offset, shape)
+
+
+def nf4_code() -> Tensor:
+    """float32 [16]: the code book of the weights."""
+    return _nf4_code(torch.device("cpu"))
+
+
+def dynamic8_code() -> Tensor:
+    """float32 [256]: the code book of the scales."""
+    return _dynamic8_code(torch.device("cpu"))
 
 
 def _quantize_native(values_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,15 @@ class Batch:
     spans: tuple[tuple[int, int, int, int], ...]
     weights_N: Tensor | None = None
 
+    @property
+    def lengths_T(self) -> Tensor:
+        """The length of each token's sample: int64 [T]. A beginning that samples share counts as the longest's."""
+        lengths_T = torch.zeros_like(self.positions_T)
+        for start, end, first, last in self.spans:
+            lengths_T[start:end] = end - start + last - first
+            lengths_T[first:last] = lengths_T[first:last].clamp(min=end - start + last - first)
+        return lengths_T
+
 
 class PackArrays(Protocol):
     """Integer arrays of a pack; `strop.data.packing.Pack` is one.

@@ -1,8 +1,10 @@
 """The decoder: one forward pass over packs of whole documents, for every family, described by a `DecoderSpec`.
 
     tokens_T ─▶ embedding ─▶ ┌ norm ─▶ q·k·v (one group) ─▶ rope ─▶ attention inside documents ─▶ o ─▶ + ┐ × layers
-                             └ norm ─▶ gate·up (one group) ─▶ swiglu ─▶ down ─▶ + ───────────────────────┘
+                             └ norm ─▶ gate·up (one group) ─▶ activation ─▶ down ─▶ + ────────────────────┘
              ─▶ norm of the learned rows ─▶ head and loss in chunks
+
+A norm that a layer has not is left out; those on what attention and the MLP give come before the sums.
 
 This is the reference, differentiated by autograd: plain, and what answers questions. Training runs through
 `strop.model.engine`, which computes the same in memory laid out beforehand and is held to this file by tests.
@@ -18,29 +20,50 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from strop.kernels.attention import attention
+from strop.kernels.activation import unit
+from strop.kernels.attention import Scoring, attention
+from strop.kernels.attention_scores import alibi_slopes
 from strop.kernels.cross_entropy import linear_cross_entropy
 from strop.kernels.dropout import token_keys
 from strop.kernels.qlora_linear import AdapterMemory, Dropout, FrozenGroup, WeightBuffer, project, qlora_linear
 from strop.kernels.random import key
-from strop.kernels.rms_norm import rms_norm
 from strop.kernels.rope import rope
-from strop.kernels.swiglu import swiglu
 from strop.model.batch import Batch
+from strop.model.experts_block import Experts
 from strop.model.head import Embedding, Head
 from strop.model.lora import Adapter
-from strop.model.rotary import inverse_frequencies
-from strop.model.spec import GROUPS, DecoderSpec, module_path
+from strop.model.norms import Norm
+from strop.model.rotary import Angles, Rotary
+from strop.model.spec import (
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT_NORM,
+    KEY_NORM,
+    MLP_NORM,
+    MLP_OUTPUT_NORM,
+    QUERY_NORM,
+    DecoderSpec,
+    module_path,
+)
+
+QKV, OUT, GATE_UP, DOWN = range(4)
+"""The groups of a layer's projections, as `DecoderSpec.groups` has them."""
 
 
 @dataclass(slots=True)
 class Layer:
-    """The frozen parts of a layer: norms [D] and the four groups of projections that share an input."""
+    """The frozen parts of a layer.
+
+    Attributes:
+        index: its number.
+        norms: by canonical name.
+        groups: the groups of projections that share an input.
+        experts: in the place of the MLP's two groups; None where there is an MLP.
+    """
 
     index: int
-    input_norm_D: Tensor
-    post_attention_norm_D: Tensor
+    norms: dict[str, Norm]
     groups: tuple[FrozenGroup, ...]
+    experts: Experts | None = None
 
 
 @dataclass(slots=True)
@@ -51,7 +74,7 @@ class Decoder:
         spec: what it is.
         embedding: rows by token.
         head: logits and losses.
-        final_norm_D: last norm [D].
+        final_norm: last norm.
         layers: the layers.
         dtype: dtype of activations.
         buffer: memory that weights are dequantised into.
@@ -61,20 +84,25 @@ class Decoder:
     spec: DecoderSpec
     embedding: Embedding
     head: Head
-    final_norm_D: Tensor
+    final_norm: Norm
     layers: list[Layer]
     dtype: torch.dtype
     buffer: WeightBuffer
     loss_chunk: int = 256
-    _frequencies_E: Tensor = field(init=False)
+    rotary: Rotary = field(init=False)
+    scoring: list[Scoring] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._frequencies_E = inverse_frequencies(self.spec).to(self.device)
+        spec = self.spec
+        self.rotary = Rotary(spec, self.device)
+        slopes_H = alibi_slopes(spec.heads).to(self.device) if spec.alibi else None
+        windows = spec.windows or (0,) * spec.layers
+        self.scoring = [Scoring(spec.attention_scale, spec.attention_softcap, window, slopes_H) for window in windows]
 
     @property
     def device(self) -> torch.device:
         """Where the base lies."""
-        return self.final_norm_D.device
+        return self.final_norm.weight_D.device
 
     def keep_dense(self, layers: int) -> None:
         """Keeps dequantised copies of the first ``layers`` layers, and of no other: memory for time."""
@@ -101,24 +129,29 @@ class Decoder:
         """
         hidden_ND = self.hidden(batch, adapter, batch.rows_N, step_key)
         head_VD = self.head.weight_VD.to(self.dtype)
-        return linear_cross_entropy(hidden_ND, head_VD, batch.targets_N, self.loss_chunk, batch.weights_N)
+        if self.head.plain:
+            return linear_cross_entropy(hidden_ND, head_VD, batch.targets_N, self.loss_chunk, batch.weights_N)
+        logits_NV = self.head.finish((hidden_ND @ head_VD.T).float())
+        losses_N = torch.nn.functional.cross_entropy(logits_NV, batch.targets_N, reduction="none")
+        return (losses_N if batch.weights_N is None else losses_N * batch.weights_N).sum()
 
     def logits(self, batch: Batch, adapter: Adapter | None) -> Tensor:
         """Logits of every token: float32 [T, V]. For tests and small inputs: training never builds this."""
         rows_T = torch.arange(len(batch.tokens_T), device=self.device)
-        return (self.hidden(batch, adapter, rows_T) @ self.head.weight_VD.to(self.dtype).T).float()
+        hidden_TD = self.hidden(batch, adapter, rows_T)
+        return self.head.finish((hidden_TD @ self.head.weight_VD.to(self.dtype).T).float())
 
     def hidden(self, batch: Batch, adapter: Adapter | None, rows_N: Tensor, step_key: int | None = None) -> Tensor:
         """Normalised hidden states of chosen rows after the last layer: [N, D]."""
         x_TD = self.embed(batch.tokens_T)
-        cos_TE, sin_TE = self.angles(batch.positions_T)
+        angles = self.rotary.angles(batch.positions_T, batch.lengths_T)
         drop_keys_T = None
         if step_key is not None and adapter is not None and adapter.dropout > 0:
             drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
         for layer in self.layers:
             rows = rows_N if layer is self.layers[-1] else None
-            x_TD = self._layer(layer, x_TD, adapter, cos_TE, sin_TE, batch.starts, drop_keys_T, rows)
-        return rms_norm(x_TD, self.final_norm_D, self.spec.norm_eps)
+            x_TD = self._layer(layer, x_TD, adapter, angles, batch.starts, drop_keys_T, rows)
+        return self.final_norm(x_TD)
 
     def stages(
         self, batch: Batch, adapter: Adapter | None, step_key: int | None = None
@@ -126,28 +159,24 @@ class Decoder:
         """The hidden states [T, D] on their way up, each with a name: to find where numbers stop being finite."""
         x_TD = self.embed(batch.tokens_T)
         yield "the embedding", x_TD
-        cos_TE, sin_TE = self.angles(batch.positions_T)
+        angles = self.rotary.angles(batch.positions_T, batch.lengths_T)
         drop_keys_T = None
         if step_key is not None and adapter is not None and adapter.dropout > 0:
             drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
         for layer in self.layers:
-            x_TD = self._layer(layer, x_TD, adapter, cos_TE, sin_TE, batch.starts, drop_keys_T, None)
+            x_TD = self._layer(layer, x_TD, adapter, angles, batch.starts, drop_keys_T, None)
             yield f"the output of layer {layer.index}", x_TD
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """Embeddings of tokens [T, D]; no gradient goes further down."""
-        return self.embedding.rows(tokens_T).to(self.dtype)
-
-    def angles(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary embedding [T, E/2], float32."""
-        angles_TE = positions_T[:, None].float() * self._frequencies_E
-        return angles_TE.cos(), angles_TE.sin()
+        x_TD = self.embedding.rows(tokens_T).to(self.dtype)
+        return x_TD if self.spec.embedding_scale == 1.0 else x_TD * self.spec.embedding_scale
 
     def project(
         self, layer: Layer, group: int, x_TI: Tensor, adapter: Adapter | None, drop_keys_T: Tensor | None = None
     ) -> Tensor:
         """One group of a layer's projections: [T, outputs of the group side by side]."""
-        paths = [module_path(layer.index, name) for name in GROUPS[group]]
+        paths = [module_path(layer.index, name) for name in self.spec.groups[group]]
         pairs = [adapter.matrices.get(path) if adapter else None for path in paths]
         drop = None
         if drop_keys_T is not None and adapter is not None:
@@ -165,45 +194,61 @@ class Decoder:
         layer: Layer,
         x_TD: Tensor,
         adapter: Adapter | None,
-        cos_TE: Tensor,
-        sin_TE: Tensor,
+        angles: Sequence[Angles],
         drop_keys_T: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q [T, H, E] and k [T, K, E], rotated, and v [T, K, E]."""
+        """q [T, H, E] and k [T, K, E], rotated, and v [T, K, E], of the layer's input."""
         spec = self.spec
-        normal_TD = rms_norm(x_TD, layer.input_norm_D, spec.norm_eps)
-        qkv_TO = self.project(layer, 0, normal_TD, adapter, drop_keys_T)
+        qkv_TO = self.project(layer, QKV, normalized(layer, ATTENTION_NORM, x_TD), adapter, drop_keys_T)
         heads = (spec.heads, spec.kv_heads, spec.kv_heads)
-        q, k, v = (
-            part.reshape(len(x_TD), count, spec.head_size)
-            for part, count in zip(qkv_TO.split([count * spec.head_size for count in heads], dim=1), heads, strict=True)
-        )
-        return rope(q, cos_TE, sin_TE), rope(k, cos_TE, sin_TE), v
+        q_TO, k_TO, v_TO = qkv_TO.split([count * spec.head_size for count in heads], dim=1)
+        q_TO, k_TO = normalized(layer, QUERY_NORM, q_TO), normalized(layer, KEY_NORM, k_TO)
+        q, k, v = (part.reshape(len(x_TD), -1, spec.head_size) for part in (q_TO, k_TO, v_TO))
+        which = self.rotary.of(layer.index)
+        if which is None:
+            return q, k, v
+        interleaved = self.rotary.ropes[which].interleaved
+        q, k = (rope(part, *angles[which], interleaved=interleaved) for part in (q, k))
+        return q, k, v
 
     def after_attention(
         self, layer: Layer, x_TD: Tensor, y_THE: Tensor, adapter: Adapter | None, drop_keys_T: Tensor | None = None
     ) -> Tensor:
         """Output projection, MLP and both residual sums: [T, D]."""
-        x_TD = x_TD + self.project(layer, 1, y_THE.flatten(1), adapter, drop_keys_T)
-        normal_TD = rms_norm(x_TD, layer.post_attention_norm_D, self.spec.norm_eps)
-        hidden_TF = swiglu(self.project(layer, 2, normal_TD, adapter, drop_keys_T))
-        return x_TD + self.project(layer, 3, hidden_TF, adapter, drop_keys_T)
+        scale = self.spec.residual_scale
+        # One norm for both, or each its own.
+        normal_TD = normalized(layer, ATTENTION_NORM, x_TD) if self.spec.norm_placement == "parallel" else None
+        attended_TD = self.project(layer, OUT, y_THE.flatten(1), adapter, drop_keys_T)
+        x_TD = x_TD + normalized(layer, ATTENTION_OUTPUT_NORM, attended_TD) * scale
+        if normal_TD is None:
+            normal_TD = normalized(layer, MLP_NORM, x_TD)
+        if layer.experts is not None:
+            return x_TD + layer.experts(normal_TD, self.spec.activation) * scale
+        inputs_TG = self.project(layer, GATE_UP, normal_TD, adapter, drop_keys_T)
+        hidden_TF = unit(inputs_TG, self.spec.activation, gated=self.spec.gated_mlp)
+        given_TD = self.project(layer, DOWN, hidden_TF, adapter, drop_keys_T)
+        return x_TD + normalized(layer, MLP_OUTPUT_NORM, given_TD) * scale
 
     def _layer(
         self,
         layer: Layer,
         x_TD: Tensor,
         adapter: Adapter | None,
-        cos_TE: Tensor,
-        sin_TE: Tensor,
+        angles: Sequence[Angles],
         starts: Sequence[int],
         drop_keys_T: Tensor | None,
         rows_N: Tensor | None,
     ) -> Tensor:
         """A layer over a pack; with ``rows_N`` only those rows go on after attention."""
-        q_THE, k_TKE, v_TKE = self.queries_keys_values(layer, x_TD, adapter, cos_TE, sin_TE, drop_keys_T)
-        y_THE = attention(q_THE, k_TKE, v_TKE, starts)
+        q_THE, k_TKE, v_TKE = self.queries_keys_values(layer, x_TD, adapter, angles, drop_keys_T)
+        y_THE = attention(q_THE, k_TKE, v_TKE, starts, self.scoring[layer.index])
         if rows_N is not None:
             x_TD, y_THE = x_TD[rows_N], y_THE[rows_N]
             drop_keys_T = None if drop_keys_T is None else drop_keys_T[rows_N]
         return self.after_attention(layer, x_TD, y_THE, adapter, drop_keys_T)
+
+
+def normalized(layer: Layer, name: str, x_TD: Tensor) -> Tensor:
+    """x through a norm of the layer; x itself where the layer has none of that name."""
+    norm = layer.norms.get(name)
+    return x_TD if norm is None else norm(x_TD)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from strop.kernels.attention import attend_cached, attention
 from strop.kernels.random import uniform
-from strop.kernels.rms_norm import rms_norm
 from strop.model.decoder import Decoder
 from strop.model.lora import Adapter
 
@@ -163,9 +162,10 @@ def _prefill(
     room = max(len(prompt) for prompt in prompts) + max_tokens
     cache = _Cache()
     x_TD = decoder.embed(torch.tensor([token for prompt in prompts for token in prompt], device=device))
-    cos_TE, sin_TE = decoder.angles(positions_T)
+    lengths_T = torch.cat([torch.full((len(prompt),), len(prompt)) for prompt in prompts]).to(device)
+    angles = decoder.rotary.angles(positions_T, lengths_T)
     for layer in decoder.layers:
-        q_THE, k_TKE, v_TKE = decoder.queries_keys_values(layer, x_TD, adapter, cos_TE, sin_TE)
+        q_THE, k_TKE, v_TKE = decoder.queries_keys_values(layer, x_TD, adapter, angles)
         for store, part_TKE in ((cache.keys, k_TKE), (cache.values, v_TKE)):
             room_BKLE = torch.zeros(
                 len(prompts), spec.kv_heads, room, spec.head_size, dtype=decoder.dtype, device=device
@@ -173,7 +173,7 @@ def _prefill(
             for row, (start, end) in enumerate(pairwise(starts)):
                 room_BKLE[row, :, : end - start] = part_TKE[start:end].transpose(0, 1)
             store.append(room_BKLE)
-        y_THE = attention(q_THE, k_TKE, v_TKE, starts)
+        y_THE = attention(q_THE, k_TKE, v_TKE, starts, decoder.scoring[layer.index])
         if layer is decoder.layers[-1]:
             x_TD, y_THE = x_TD[last_B], y_THE[last_B]
         x_TD = decoder.after_attention(layer, x_TD, y_THE, adapter)
@@ -184,18 +184,18 @@ def _extend(decoder: Decoder, adapter: Adapter | None, tokens_B: Tensor, lengths
     """Adds one token to every sequence; returns the next logits [B, V]."""
     rows_B = torch.arange(len(tokens_B), device=decoder.device)
     filled = int(lengths_B.max()) + 1
-    visible_BL = torch.arange(filled, device=decoder.device) <= lengths_B[:, None]
+    distance_BL = lengths_B[:, None] - torch.arange(filled, device=decoder.device)
     x_BD = decoder.embed(tokens_B)
-    cos_BE, sin_BE = decoder.angles(lengths_B)
+    angles = decoder.rotary.angles(lengths_B, lengths_B + 1)
     for layer, keys_BKLE, values_BKLE in zip(decoder.layers, cache.keys, cache.values, strict=True):
-        q_BHE, k_BKE, v_BKE = decoder.queries_keys_values(layer, x_BD, adapter, cos_BE, sin_BE)
+        q_BHE, k_BKE, v_BKE = decoder.queries_keys_values(layer, x_BD, adapter, angles)
         keys_BKLE[rows_B, :, lengths_B] = k_BKE
         values_BKLE[rows_B, :, lengths_B] = v_BKE
-        y_BHE = attend_cached(q_BHE, keys_BKLE[:, :, :filled], values_BKLE[:, :, :filled], visible_BL)
+        seen = keys_BKLE[:, :, :filled], values_BKLE[:, :, :filled]
+        y_BHE = attend_cached(q_BHE, *seen, distance_BL, decoder.scoring[layer.index])
         x_BD = decoder.after_attention(layer, x_BD, y_BHE, adapter)
     return _head(decoder, x_BD)
 
 
 def _head(decoder: Decoder, x_BD: Tensor) -> Tensor:
-    hidden_BD = rms_norm(x_BD, decoder.final_norm_D, decoder.spec.norm_eps)
-    return decoder.head.logits(hidden_BD).float()
+    return decoder.head.logits(decoder.final_norm(x_BD)).float()

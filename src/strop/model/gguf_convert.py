@@ -35,6 +35,7 @@ import numpy as np
 
 from strop.errors import ModelError
 from strop.model.gguf_reader import GGUFModel
+from strop.model.tensor_file import Layout, TensorFile, data_bytes
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of it is done, from 0 to 1."""
@@ -92,7 +93,7 @@ def gguf_to_folder(
             raise ModelError(
                 f"{target} cannot be written",
                 found=str(error),
-                do=f"free {_safetensors_bytes(model) / 1e9:.1f} GB there, or name another folder",
+                do=f"free {data_bytes(_layout(model)) / 1e9:.1f} GB there, or name another folder",
             ) from error
     return target
 
@@ -204,34 +205,17 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _safetensors_head(model: GGUFModel) -> bytes:
-    """The head of the safetensors file: length, then JSON with every tensor's dtype, shape and place.
-
-    Format: the safetensors library's README. The JSON is padded with spaces so that the data start at a
-    multiple of 8.
-    """
-    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name, shape in model.tensor_shapes().items():
-        length = 2 * int(np.prod(shape, dtype=np.int64))
-        head[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [place, place + length]}
-        place += length
-    text = json.dumps(head, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _safetensors_bytes(model: GGUFModel) -> int:
-    return sum(2 * int(np.prod(shape, dtype=np.int64)) for shape in model.tensor_shapes().values())
+def _layout(model: GGUFModel) -> Layout:
+    return {name: ("F16", shape) for name, shape in model.tensor_shapes().items()}
 
 
 def _write_safetensors(model: GGUFModel, path: Path, report: Progress) -> None:
-    total, done = _safetensors_bytes(model), 0
+    layout = _layout(model)
+    total, done = data_bytes(layout), 0
     message = f"converting {model.path.name}"
     report(message, 0.0)
-    with path.open("wb") as file:
-        file.write(_safetensors_head(model))
-        for name in model.tensor_shapes():
+    with TensorFile(path, layout, {"format": "pt"}) as file:
+        for name in layout:
             with np.errstate(over="ignore", invalid="ignore"):  # checked below, with the tensor's name
                 half = model.tensor(name).astype("<f2", order="C")
             if not np.isfinite(half).all():
@@ -240,10 +224,9 @@ def _write_safetensors(model: GGUFModel, path: Path, report: Progress) -> None:
                     expected="finite weights between -65504 and 65504",
                     do="download the file again, or use another model",
                 )
-            file.write(half.data)
+            file.write(name, half.data)
             done += half.nbytes
             report(message, done / total)
-        _sync_file(file)
 
 
 def _put_in_place(staging: Path, target: Path, source_sha256: str) -> None:

@@ -1,13 +1,13 @@
-"""Read a llama-architecture GGUF file as if it were a standard model folder.
+"""Read a GGUF file as if it were a standard model folder.
 
     metadata  llama.block_count, llama.rope.freq_base …  ─▶ config            (config.json's fields)
     metadata  tokenizer.ggml.tokens, merges, pre …       ─▶ tokenizer_json, tokenizer_config
     tensors   blk.0.attn_q.weight, Q4_1 blocks           ─▶ tensor("model.layers.0.self_attn.q_proj.weight"), float32
 
-Two things differ from a model folder besides the names. Weights are quantised: the `gguf` library's `dequantize`
-defines their values. And the rows of the query and key projections are reordered: llama.cpp rotates neighbouring
-numbers (0, 1), (2, 3) …, the published models rotate (0, d/2), (1, d/2 + 1) …, so its converter interleaves the two
-halves of every head; `undo_rope_permutation` puts them back.
+Weights are quantised: the `gguf` library's `dequantize` defines their values. What else differs from a model folder is
+the architecture's (`strop.model.gguf_architectures`). In llama's files the rows of the query and key projections are
+reordered: llama.cpp rotates neighbouring numbers (0, 1), (2, 3) …, the published models rotate (0, d/2), (1, d/2 + 1)
+…, so its converter interleaves the two halves of every head; `undo_rope_permutation` puts them back.
 
 Shapes: H hidden size, F feed-forward size, V vocabulary, N query heads, K key and value heads, d head size.
 """
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from gguf.gguf_reader import ReaderTensor
 from gguf.quants import dequantize
 
+from strop.model.gguf_architectures import ARCHITECTURES, Sizes
 from strop.model.gguf_file import GGUFFile
 from strop.model.gguf_tokenizer import TokenizerSource, read_tokenizer
 
@@ -38,9 +39,10 @@ _ATTENTION = {
     "attn_output": "self_attn.o_proj",
 }
 _FEED_FORWARD = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_FUSED = {"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj"}
+_FUSED_FEED_FORWARD = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 
-# Metadata with which llama.cpp computes something else than the plain llama decoder; 0 and 1 mean "not used".
+# Metadata with which llama.cpp computes something else than the plain decoder; 0 and 1 mean "not used".
 _OTHER_MATHS = ("expert_count", "attention.scale", "logit_scale", "residual_scale", "embedding_scale")
 
 # Llama 3.1 and its successors: rotary wavelengths above 8192 / 1 are stretched, those below 8192 / 4 are not.
@@ -48,7 +50,7 @@ _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 
 
 class GGUFModel:
-    """A llama-architecture model in a GGUF file, under the names of a standard model folder.
+    """A model in a GGUF file, under the names of a standard model folder.
 
     Everything but the weights is read and checked at once; weights are read one tensor at a time.
 
@@ -73,10 +75,14 @@ class GGUFModel:
         self.path = self._file.path
         self._tensors = self._file.tensors
         architecture = self._file.value("general.architecture", str)
-        if architecture != "llama":
+        if architecture not in ARCHITECTURES:
             self._file.refuse(
-                "its architecture is not supported", expected="llama", found=architecture, do="use a model folder"
+                "its architecture is not supported",
+                expected=" or ".join(ARCHITECTURES),
+                found=architecture,
+                do="use a model folder",
             )
+        self._name, self._architecture = architecture, ARCHITECTURES[architecture]
         self._read_dimensions()
         self._sources, self._shapes = self._match_tensors()
         self._check_quantisation()
@@ -122,24 +128,26 @@ class GGUFModel:
         weight: Array = np.asarray(dequantize(source.data, source.tensor_type), dtype=np.float32)
         if np.may_share_memory(weight, source.data):
             weight = weight.copy()
-        if ".q_proj." in name:
+        if self._architecture.interleaved and ".q_proj." in name:
             return undo_rope_permutation(weight, self._heads)
-        if ".k_proj." in name:
+        if self._architecture.interleaved and ".k_proj." in name:
             return undo_rope_permutation(weight, self._key_heads)
+        if self._architecture.norms_plus_one and name.endswith("norm.weight"):
+            return weight - np.float32(1)
         return weight
 
     def _read_dimensions(self) -> None:
-        self._layers = self._positive("llama.block_count")
-        self._hidden = self._positive("llama.embedding_length")
-        self._feed_forward = self._positive("llama.feed_forward_length")
-        self._heads = self._positive("llama.attention.head_count")
-        self._key_heads = self._positive("llama.attention.head_count_kv", self._heads)
-        self._context = self._positive("llama.context_length")
-        self._head_size = self._positive("llama.attention.key_length", self._hidden // self._heads or None)
-        for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        self._layers = self._positive("block_count")
+        self._hidden = self._positive("embedding_length")
+        self._feed_forward = self._positive("feed_forward_length")
+        self._heads = self._positive("attention.head_count")
+        self._key_heads = self._positive("attention.head_count_kv", self._heads)
+        self._context = self._positive("context_length")
+        self._head_size = self._positive("attention.key_length", self._hidden // self._heads or None)
+        for key in ("attention.value_length", "rope.dimension_count"):
             if self._positive(key, self._head_size) != self._head_size:
                 self._file.refuse(
-                    f"{key} differs from the head size, which is not supported",
+                    f"{self._name}.{key} differs from the head size, which is not supported",
                     expected=str(self._head_size),
                     found=str(self._positive(key)),
                 )
@@ -150,10 +158,11 @@ class GGUFModel:
                 found=f"head size {self._head_size}, {self._heads} query heads, {self._key_heads} key heads",
             )
         for key in _OTHER_MATHS:
-            if self._file.has(f"llama.{key}") and self._file.value(f"llama.{key}", float) not in (0.0, 1.0):
-                self._file.refuse(f"llama.{key} is not supported", expected="a plain llama decoder")
+            if self._number_or_none(key) not in (None, 0.0, 1.0):
+                self._file.refuse(f"{self._name}.{key} is not supported", expected="a plain decoder")
 
     def _positive(self, key: str, default: int | None = None) -> int:
+        key = f"{self._name}.{key}"
         value = self._file.value(key, int, default)
         if value < 1:
             self._file.refuse(f"metadata {key} is impossible", expected="at least 1", found=str(value))
@@ -161,7 +170,7 @@ class GGUFModel:
 
     def _match_tensors(self) -> tuple[dict[str, ReaderTensor], Shapes]:
         """Pair every tensor of the architecture with the file's, by name and shape; nothing may be left over."""
-        if self._layers > len(self._tensors):  # so that a huge llama.block_count costs nothing
+        if self._layers > len(self._tensors):  # so that a huge block_count costs nothing
             self._file.refuse("it has fewer tensors than layers", found=f"{len(self._tensors)} for {self._layers}")
         expected = self._expected_tensors()
         sources: dict[str, ReaderTensor] = {}
@@ -178,7 +187,9 @@ class GGUFModel:
             sources[name], shapes[name] = source, shape
         extra = sorted(self._tensors.keys() - expected.keys() - {"rope_freqs.weight"})
         if extra:
-            self._file.refuse("it has tensors that a plain llama decoder does not have", found=", ".join(extra[:5]))
+            self._file.refuse(
+                f"it has tensors that a plain {self._name} decoder does not have", found=", ".join(extra[:5])
+            )
         return sources, shapes
 
     def _expected_tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -189,27 +200,32 @@ class GGUFModel:
         H, F, V = self._hidden, self._feed_forward, int(embedding.shape[1])
         queries, keys = self._heads * self._head_size, self._key_heads * self._head_size
         self._vocabulary = V
-        self._attention_bias = "blk.0.attn_q.bias" in self._tensors
-        self._feed_forward_bias = "blk.0.ffn_gate.bias" in self._tensors
-        matrices = {
-            **dict(zip(_ATTENTION, ((queries, H), (keys, H), (keys, H), (H, queries)), strict=True)),
-            **dict(zip(_FEED_FORWARD, ((F, H), (F, H), (H, F)), strict=True)),
-        }
+        kind = self._architecture
+        self._attention_bias = bool(kind.biases) and f"blk.0.{kind.biases[0]}.bias" in self._tensors
+        self._feed_forward_bias = kind.mlp_biases and "blk.0.ffn_gate.bias" in self._tensors
+        attention, feed_forward = (_FUSED, _FUSED_FEED_FORWARD) if kind.fused else (_ATTENTION, _FEED_FORWARD)
+        rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "attn_qkv": queries + 2 * keys}
+        matrices = {name: (rows[name], H) for name in rows} | {"attn_output": (H, queries), "ffn_gate": (F, H)}
+        matrices |= {"ffn_up": (2 * F if kind.fused else F, H), "ffn_down": (H, F)}
         expected: dict[str, tuple[str, tuple[int, ...]]] = {"token_embd.weight": ("model.embed_tokens.weight", (V, H))}
         for layer in range(self._layers):
             source, target = f"blk.{layer}.", f"model.layers.{layer}."
-            for gguf_name, name in _NORMS.items():
+            for gguf_name, name in kind.norms.items():
                 expected[f"{source}{gguf_name}.weight"] = (f"{target}{name}.weight", (H,))
-            for names, has_bias in ((_ATTENTION, self._attention_bias), (_FEED_FORWARD, self._feed_forward_bias)):
-                for gguf_name, name in names.items():
-                    shape = matrices[gguf_name]
-                    expected[f"{source}{gguf_name}.weight"] = (f"{target}{name}.weight", shape)
-                    if has_bias:
-                        expected[f"{source}{gguf_name}.bias"] = (f"{target}{name}.bias", shape[:1])
+            for gguf_name, name in kind.head_norms.items():
+                expected[f"{source}{gguf_name}.weight"] = (f"{target}{name}.weight", (self._head_size,))
+            for gguf_name, name in (*attention.items(), *feed_forward.items()):
+                shape = matrices[gguf_name]
+                expected[f"{source}{gguf_name}.weight"] = (f"{target}{name}.weight", shape)
+                if self._feed_forward_bias if name.startswith("mlp") else self._has_bias(gguf_name):
+                    expected[f"{source}{gguf_name}.bias"] = (f"{target}{name}.bias", shape[:1])
         expected["output_norm.weight"] = ("model.norm.weight", (H,))
         if "output.weight" in self._tensors:
             expected["output.weight"] = ("lm_head.weight", (V, H))
         return expected
+
+    def _has_bias(self, name: str) -> bool:
+        return self._attention_bias and name in self._architecture.biases
 
     def _check_quantisation(self) -> None:
         """Dequantise one row of each kind of tensor, so that an unsupported kind fails before any work is done."""
@@ -220,48 +236,63 @@ class GGUFModel:
                 self._file.refuse("its quantisation is not supported", found=f"{kind.name} in {source.name}")
 
     def _config(self, tokenizer: TokenizerSource) -> dict[str, Any]:
-        theta = self._number("llama.rope.freq_base", 10000.0)
+        theta = self._number("rope.freq_base", 10000.0)
         scaling = self._rope_scaling(theta)
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+        kind = self._architecture
+        function, activation = kind.activation
+        sizes = Sizes(
+            *(self._hidden, self._layers, self._heads, self._head_size),
+            self._number_or_none,
+            lambda key: self._positive(key) if self._file.has(f"{self._name}.{key}") else None,
+        )
+        config = {
+            "architectures": [kind.class_name],
+            "model_type": kind.model_type,
             "hidden_size": self._hidden,
             "intermediate_size": self._feed_forward,
             "num_hidden_layers": self._layers,
             "num_attention_heads": self._heads,
             "num_key_value_heads": self._key_heads,
             "head_dim": self._head_size,
-            "hidden_act": "silu",
-            "rms_norm_eps": self._number("llama.attention.layer_norm_rms_epsilon"),
+            function: activation,
+            "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
             "max_position_embeddings": self._context,
             "vocab_size": self._vocabulary,
             "tie_word_embeddings": "lm_head.weight" not in self._sources,
-            "attention_bias": self._attention_bias,
-            "mlp_bias": self._feed_forward_bias,
             # transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.
             "rope_theta": theta,
             "rope_scaling": scaling,
-            "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta},
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_ids[0],
             "pad_token_id": tokenizer.pad_token_id,
             # What gguf_convert stores; transformers 4 reads the first name, transformers 5 the second.
             "torch_dtype": "float16",
             "dtype": "float16",
+            **kind.more(sizes),
         }
+        if kind.mlp_biases:
+            config |= {"attention_bias": self._attention_bias, "mlp_bias": self._feed_forward_bias}
+        if "rope_local_base_freq" not in config:  # with two ropes, the older keys say it all
+            config["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": theta}
+        return config
 
     def _number(self, key: str, default: float | None = None) -> float:
         """A positive number, as its author wrote it: GGUF stores 1e-05 as the float32 9.99999974737875e-06."""
+        key = f"{self._name}.{key}"
         value = float(str(np.float32(self._file.value(key, float, default))))
         if not (math.isfinite(value) and value > 0):
             self._file.refuse(f"metadata {key} is impossible", expected="a positive number", found=str(value))
         return value
 
+    def _number_or_none(self, key: str) -> float | None:
+        key = f"{self._name}.{key}"
+        return float(str(np.float32(self._file.value(key, float)))) if self._file.has(key) else None
+
     def _rope_scaling(self, theta: float) -> dict[str, Any] | None:
-        kind = self._file.value("llama.rope.scaling.type", str, "none")
+        kind = self._file.value(f"{self._name}.rope.scaling.type", str, "none")
         factors = self._tensors.get("rope_freqs.weight")
         if kind == "linear" and factors is None:
-            return {"rope_type": "linear", "factor": self._number("llama.rope.scaling.factor")}
+            return {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
         if kind != "none":
             self._file.refuse("its rope scaling is not supported", expected="none, linear or Llama 3's", found=kind)
         if factors is None:

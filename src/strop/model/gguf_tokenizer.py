@@ -1,6 +1,9 @@
 """Turn the tokenizer inside a GGUF file into a complete ``tokenizer.json``.
 
-A GGUF file stores a byte-level BPE tokenizer ("gpt2" in its words) as three lists: tokens (a token's place is its id),
+Two kinds are read: byte-level BPE ("gpt2" in GGUF's words), and sentencepiece's BPE ("llama"), whose tokens, scores and
+kinds are what a ``.model`` file holds (`strop.vocabulary.pieces`).
+
+A byte-level BPE tokenizer is stored as three lists: tokens (a token's place is its id),
 their kinds, and merges ("Ġ t", best first). How text is split before the merges apply is only named, in
 ``tokenizer.ggml.pre``; the split itself is taken from the tokenizer.json that the named model was published with:
 
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.model.gguf_file import GGUFFile
+from strop.vocabulary.pieces import pieces_json
+from strop.vocabulary.sentencepiece_file import BPE, BYTE, NORMAL, Piece, Pieces
 
 Json = dict[str, Any]
 
@@ -58,7 +63,14 @@ _SPLITS = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "qwen2": _Split(_pattern_split(r"\p{N}"), normalizer={"type": "NFC"}),
+    "deepseek-r1-qwen": _Split(_pattern_split(r"\p{N}")),
+    "glm4": _Split(_pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
+    "chatglm-bpe": _Split(_pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
+    "phi-2": _GPT2,
 }
+_SPLITS |= dict.fromkeys(("starcoder", "refact"), _SPLITS["smollm"])
+# What stands between the pieces of a sentencepiece model is its own; llama.cpp puts the begin token before a text.
+_PIECES = _Split(_BYTES_ONLY, adds_bos=True)
 
 
 @dataclass(frozen=True)
@@ -95,22 +107,14 @@ def read_tokenizer(file: GGUFFile, *, vocabulary: int, context: int) -> Tokenize
             contradict each other.
     """
     kind = file.value("tokenizer.ggml.model", str)
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama"):
         file.refuse(
             "its tokenizer is not supported",
-            expected="tokenizer.ggml.model gpt2 (byte-level BPE)",
-            found=f"{kind} (sentencepiece)" if kind == "llama" else kind,
+            expected="tokenizer.ggml.model gpt2 (byte-level BPE) or llama (sentencepiece)",
+            found=kind,
             do="use the model's folder instead of its .gguf file",
         )
-    pre = file.value("tokenizer.ggml.pre", str)
-    if pre not in _SPLITS:
-        file.refuse(
-            "it names a way to split text that is not known",
-            expected=f"tokenizer.ggml.pre one of {', '.join(_SPLITS)}",
-            found=pre,
-            do="use the model's folder instead of its .gguf file",
-        )
-    split = _SPLITS[pre]
+    split = _PIECES if kind == "llama" else _split(file)
     tokens = _tokens(file, vocabulary)
     ids = {
         name: _token_id(file, f"tokenizer.ggml.{name}_token_id", len(tokens))
@@ -129,13 +133,49 @@ def read_tokenizer(file: GGUFFile, *, vocabulary: int, context: int) -> Tokenize
         config["chat_template"] = chat_template
     ends = dict.fromkeys(token_id for name in ("eos", "eot", "eom") if (token_id := ids[name]) is not None)
     return TokenizerSource(
-        tokenizer_json=_tokenizer_json(file, split, tokens, ids["bos"], ids["eos"]),
+        tokenizer_json=(_pieces_json if split is _PIECES else _tokenizer_json)(
+            file, split, tokens, ids["bos"], ids["eos"]
+        ),
         tokenizer_config=config,
         chat_template=chat_template,
         bos_token_id=ids["bos"],
         pad_token_id=ids["padding"],
         eos_token_ids=tuple(ends),
     )
+
+
+def _split(file: GGUFFile) -> _Split:
+    pre = file.value("tokenizer.ggml.pre", str)
+    if pre not in _SPLITS:
+        file.refuse(
+            "it names a way to split text that is not known",
+            expected=f"tokenizer.ggml.pre one of {', '.join(_SPLITS)}",
+            found=pre,
+            do="use the model's folder instead of its .gguf file",
+        )
+    return _SPLITS[pre]
+
+
+def _pieces_json(file: GGUFFile, split: _Split, tokens: list[str], bos: int | None, eos: int | None) -> Json:
+    """The same of a sentencepiece model."""
+    kinds, scores = _kinds(file, tokens), file.values("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens) or not all(NORMAL <= kind <= BYTE for kind in kinds):
+        file.refuse("its tokens' scores do not fit its tokens", expected=f"{len(tokens):,}", found=f"{len(scores):,}")
+    model = Pieces(
+        [Piece(*piece) for piece in zip(tokens, scores, kinds, strict=True)],
+        BPE,
+        byte_fallback=BYTE in kinds,
+        dummy_prefix=file.value("tokenizer.ggml.add_space_prefix", bool, True),
+        collapse_spaces=file.value("tokenizer.ggml.remove_extra_whitespaces", bool, False),
+    )
+    return {**pieces_json(model), "post_processor": _post_processor(file, split, tokens, bos, eos)}
+
+
+def _kinds(file: GGUFFile, tokens: list[str]) -> list[int]:
+    kinds = file.values("tokenizer.ggml.token_type", int)
+    if len(kinds) != len(tokens):
+        file.refuse("its tokens' kinds do not fit its tokens", expected=f"{len(tokens):,}", found=f"{len(kinds):,}")
+    return kinds
 
 
 def _tokens(file: GGUFFile, vocabulary: int) -> list[str]:

@@ -60,11 +60,32 @@ class Head:
         weight_VD: [V, D], in the compute dtype or in 16 bits.
         dtype: the compute dtype.
         stored: the dtype of the model's file.
+        bias_V: float32 [V], or None.
+        scale: factor of the logits.
+        softcap: logits become cap · tanh(logit / cap); None for no cap.
     """
 
     weight_VD: Tensor
     dtype: torch.dtype
     stored: torch.dtype
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are the product alone."""
+        return self.bias_V is None and self.scale == 1.0 and self.softcap is None
+
+    def finish(self, logits_NV: Tensor) -> Tensor:
+        """Logits of the product: bias, scale and cap. Differentiable."""
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V.to(logits_NV.dtype)
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV
 
     @property
     def dense(self) -> bool:
@@ -86,6 +107,12 @@ class Head:
                 product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
             else:
                 out_NV[:, rows] = hidden_ND @ weight_BD.T
+        if self.bias_V is not None:
+            out_NV += self.bias_V.to(out_NV.dtype)
+        if self.scale != 1.0:
+            out_NV *= self.scale
+        if self.softcap is not None:
+            out_NV.div_(self.softcap).tanh_().mul_(self.softcap)
         return out_NV
 
     def loss(
@@ -119,6 +146,7 @@ class Head:
         grad_ND: Tensor,
         rows_BD: Tensor | None = None,
         weights_N: Tensor | None = None,
+        slopes_CV: Tensor | None = None,
     ) -> float:
         """The summed loss, and its gradient in the hidden states.
 
@@ -131,17 +159,30 @@ class Head:
             grad_ND: the gradient is written here.
             rows_BD: memory for a block of widened rows.
             weights_N: float32 [N], how much each token counts; None where each counts 1.
+            slopes_CV: memory for the slopes of capped logits, as large as a chunk; made where it is not given.
         """
         total = 0.0
         for rows in _chunks(len(hidden_ND), len(logits_CV)):
             chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
+            capped_CV = self._cap_slopes(chunk_CV, slopes_CV)
             total += _weighted_sum(softmax_gradient_(chunk_CV, targets_N[rows]), weights_N, rows)
+            if capped_CV is not None:
+                chunk_CV *= capped_CV
             slope_CV = chunk_CV.to(self.dtype)
             for number, (columns, weight_BD) in enumerate(self._blocks(rows_BD)):
                 product(slope_CV[:, columns], weight_BD, grad_ND[rows], add=number > 0)
+        if self.scale != 1.0:
+            grad_ND *= self.scale
         if weights_N is not None:
             grad_ND *= weights_N[:, None]
         return total
+
+    def _cap_slopes(self, chunk_CV: Tensor, slopes_CV: Tensor | None) -> Tensor | None:
+        """1 − tanh² of capped logits, or None where there is no cap."""
+        if self.softcap is None:
+            return None
+        out_CV = torch.empty_like(chunk_CV) if slopes_CV is None else slopes_CV[: len(chunk_CV)]
+        return torch.div(chunk_CV, self.softcap, out=out_CV).square_().neg_().add_(1)
 
     def _blocks(self, rows_BD: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """The weight in the compute dtype in blocks of rows, each with its place; one is valid until the next."""

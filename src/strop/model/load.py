@@ -1,6 +1,7 @@
 """From a model folder to a decoder: tensors are read one by one and quantised as they come.
 
-What is in memory at any moment is the NF4 base so far, the embedding, and one full-precision tensor.
+What is in memory at any moment is the NF4 base so far, head and embedding, and a bounded number of full-precision
+tensors (`strop.model.base`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from strop.errors import ModelError
-from strop.kernels import nf4
-from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.model.decoder import Decoder, Layer
-from strop.model.families import read_spec
+from strop.kernels.qlora_linear import WeightBuffer
+from strop.model.assemble import make_layer, make_norm
+from strop.model.base import open_base
+from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
-from strop.model.spec import GROUPS, DecoderSpec, module_path
-from strop.model.weights import EMBEDDING, FINAL_NORM, HEAD, WeightReader
+from strop.model.support import require_support
+from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
 
 Progress = Callable[[int, int], None]
 
@@ -45,14 +44,11 @@ def load_decoder(
     Raises:
         ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
     """
-    spec = read_spec(folder)
-    reader = WeightReader(folder)
-    reader.check(spec)
+    tensors = ModelTensors(folder)
+    spec, read = tensors.spec, tensors.read
+    require_support(spec, folder / "config.json")
     device = torch.device(device)
     buffer = WeightBuffer()
-
-    def read(name: str) -> Tensor:
-        return _finite(reader.read(name), name, folder)
 
     head_VD = read(EMBEDDING if spec.tied_head else HEAD)
     stored = head_VD.dtype
@@ -61,44 +57,16 @@ def load_decoder(
     if spec.tied_head:
         rows = Embedding(head_VD)
     elif embedding == "file":
-        rows = Embedding(None, lambda tokens_U: reader.read_rows(EMBEDDING, tokens_U))
+        rows = Embedding(None, lambda tokens_U: tensors.read_rows(EMBEDDING, tokens_U))
     else:
         rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
-    for index in range(spec.layers):
-        layers.append(_load_layer(index, spec, read, device, buffer))
-        if progress:
-            progress(index + 1, spec.layers)
-    final_norm_D = read(FINAL_NORM).to(device=device, dtype=torch.float32)
-    return Decoder(spec, rows, Head(head_VD, dtype, stored), final_norm_D, layers, dtype, buffer)
-
-
-def _load_layer(
-    index: int, spec: DecoderSpec, read: Callable[[str], Tensor], device: torch.device, buffer: WeightBuffer
-) -> Layer:
-    groups = []
-    for names in GROUPS:
-        paths = [module_path(index, name) for name in names]
-        weights = [nf4.quantize(read(f"{path}.weight").to(device)) for path in paths]
-        biases = [
-            read(f"{path}.bias").to(device) for path, name in zip(paths, names, strict=True) if spec.has_bias(name)
-        ]
-        groups.append(FrozenGroup(weights, torch.cat(biases) if biases else None, buffer))
-    norms = [
-        read(f"model.layers.{index}.{name}.weight").to(device=device, dtype=torch.float32)
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-    return Layer(index, norms[0], norms[1], tuple(groups))
-
-
-def _finite(tensor: Tensor, name: str, folder: Path) -> Tensor:
-    """Refuses a tensor with NaN or infinity: its largest magnitude tells."""
-    lowest, highest = tensor.aminmax()
-    if not (lowest.isfinite() and highest.isfinite()):
-        raise ModelError(
-            f"{folder}: tensor {name} holds numbers that are not finite",
-            expected="finite weights",
-            found=f"lowest {lowest.item()}, highest {highest.item()}",
-            do="fetch the model again",
-        )
-    return tensor
+    with open_base(tensors, device) as base:
+        for index in range(spec.layers):
+            layers.append(make_layer(index, spec, base.read, base.quantized, buffer))
+            if progress:
+                progress(index + 1, spec.layers)
+        final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, base.read)
+        bias_V = base.read("lm_head.bias").float() if spec.head_bias else None
+    head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
+    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from strop.errors import ModelError, UsageError
 from strop.foreign import read_json, resolved_inside
 from strop.kernels.random import uniform
+from strop.model.adapter_tree import PREFIX, from_tree, targets_of, to_tree, tree_settings
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 MOST_RANK = 1024
 
 
@@ -70,32 +70,36 @@ class Adapter:
         return [matrix.grad for matrix in self.parameters() if matrix.grad is not None]
 
     def named(self) -> dict[str, Tensor]:
-        """The matrices under the names that PEFT gives them on disk."""
+        """The matrices under canonical names, with PEFT's endings."""
         return {
-            f"{_PREFIX}{path}.lora_{letter}.weight": matrix
+            f"{PREFIX}{path}.lora_{letter}.weight": matrix
             for path, pair in self.matrices.items()
             for letter, matrix in zip("AB", pair, strict=True)
         }
 
 
-def parse_targets(text: str) -> tuple[str, ...]:
+def parse_targets(text: str, projections: Sequence[str] = PROJECTIONS) -> tuple[str, ...]:
     """Names of the projections that ``adapter.targets`` asks for, in the decoder's order.
+
+    Args:
+        text: names with commas between, or all-linear.
+        projections: those that the model has.
 
     Raises:
         UsageError: a name that is no projection, or none at all.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all-linear"]:
-        return PROJECTIONS
-    unknown = [name for name in names if name not in PROJECTIONS]
+        return tuple(projections)
+    unknown = [name for name in names if name not in projections]
     if unknown or not names:
         raise UsageError(
             "adapter.targets names no projection of this model",
-            expected=f"all-linear, or some of {','.join(PROJECTIONS)}",
+            expected=f"all-linear, or some of {','.join(projections)}",
             found=", ".join(unknown) or "nothing",
             do="for example --adapter.targets q_proj,k_proj,v_proj",
         )
-    return tuple(name for name in PROJECTIONS if name in names)
+    return tuple(name for name in projections if name in names)
 
 
 def make_adapter(
@@ -120,8 +124,12 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
-def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
-    """Writes an adapter as PEFT does; `peft.PeftModel.from_pretrained` loads the folder."""
+def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) -> None:
+    """Writes an adapter as PEFT does, under the names of the family's modules.
+
+    `peft.PeftModel.from_pretrained` loads the folder. Where a fused module has adapters for some of its projections
+    only, the file's metadata says for which.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -130,17 +138,21 @@ def write_adapter(adapter: Adapter, folder: Path, base: str) -> None:
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": list(adapter.targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
+        **tree_settings(spec, adapter.targets, adapter.rank, adapter.alpha),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in adapter.named().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    tree = to_tree(spec, adapter.matrices).items()
+    tensors = {name: matrix.detach().cpu().contiguous() for name, matrix in tree}
+    # One key alone: safetensors writes several in any order, and equal adapters have equal bytes.
+    whole = targets_of(spec, config["target_modules"]) == adapter.targets
+    metadata = {"format": "pt"} if whole else {"targets": ",".join(adapter.targets)}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
 
 
 def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:
@@ -156,19 +168,25 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
         dropout = float(config.get("lora_dropout") or 0.0)
         if not (1 <= rank <= MOST_RANK and 0 < alpha < 1e9 and 0 <= dropout < 1):
             raise ValueError(f"r {rank}, lora_alpha {alpha}, lora_dropout {dropout}")
-        targets = config["target_modules"]
-        wanted = PROJECTIONS if targets == "all-linear" else targets
-        targets = tuple(name for name in PROJECTIONS if name in wanted)
-        if isinstance(wanted, str) or not targets:
+        wanted = config["target_modules"]
+        targets = targets_of(spec, wanted)
+        if (isinstance(wanted, str) and wanted != "all-linear") or not targets:
             raise ValueError(f"target_modules {str(wanted)[:200]!r}, where a list of projections should be")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        with safe_open(resolved_inside(folder / WEIGHTS_FILE), framework="pt") as file:
+            ours = (file.metadata() or {}).get("targets", "").split(",")
+        targets = tuple(name for name in targets if name in ours or ours == [""])
+        expected = tree_settings(spec, targets, rank, alpha)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as error:
         raise ModelError(
             f"{folder} holds no readable adapter",
             expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them",
             found=f"{type(error).__name__}: {error}",
             do="name the folder of an adapter",
         ) from None
-    unsupported = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    unsupported = [key for key in ("use_dora", "use_rslora") if config.get(key)]
+    unsupported += [
+        key for key in ("rank_pattern", "alpha_pattern") if config.get(key) not in (None, {}, expected[key])
+    ]
     if config.get("peft_type") != "LORA" or unsupported:
         raise ModelError(
             f"{folder / CONFIG_FILE}: not a plain LoRA adapter",
@@ -177,7 +195,7 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
             do="use an adapter of plain LoRA",
         )
     adapter = make_adapter(spec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=0)
-    load_matrices(adapter, tensors, folder / WEIGHTS_FILE)
+    load_matrices(adapter, from_tree(spec, tensors, targets, rank), folder / WEIGHTS_FILE)
     moved = {path: _leaves(pair, device) for path, pair in adapter.matrices.items()}
     return Adapter(rank, alpha, adapter.dropout, targets, moved)
 

@@ -1,6 +1,7 @@
-"""From what the user calls a model to its folder: a folder, a .gguf file, or a name that is fetched.
+"""From what the user calls a model to its folder: a folder, a .gguf file, a name that is fetched, or an id on a hub.
 
-A .gguf is converted once into the cache, under its own hash; later runs find the folder there.
+A folder or file of that name goes before a hub. A .gguf is converted once into the cache, under its own hash; later
+runs find the folder there.
 """
 
 from __future__ import annotations
@@ -9,46 +10,77 @@ from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
-from strop.model.gguf_convert import file_sha256, gguf_to_folder
-from strop.model.starter import STARTER_NAME, cache_folder, starter_folder
+from strop.hub.hashes import cache_folder, file_sha256
+from strop.hub.models import fetch_model, model_id, pinned_model
+from strop.model.gguf_convert import gguf_to_folder
+from strop.model.starter import STARTER_NAME, starter_folder
 
 Note = Callable[[str], None]
+Bar = Callable[[str], Callable[[int, int], None]]
+"""Given what is done, a callback (done, in all)."""
+
+_PARTS = 1000
 
 
-def _each_once(say: Note) -> Callable[[str, float], None]:
-    """Turns progress (what, share done) into one sentence each time something else begins."""
-    said: set[str] = set()
+def _no_bar(_what: str) -> Callable[[int, int], None]:
+    return lambda _done, _total: None
 
-    def report(what: str, _share: float) -> None:
+
+def _told(say: Note, bar: Bar) -> Callable[[str, float], None]:
+    """Turns progress (what, share done) into one sentence each time something else begins, and a bar."""
+    said: dict[str, Callable[[int, int], None]] = {}
+
+    def report(what: str, share: float) -> None:
         if what not in said:
-            said.add(what)
+            said[what] = bar(what)
             say(what)
+        said[what](round(share * _PARTS), _PARTS)
 
     return report
 
 
-def model_folder(model: str, note: Note | None = None) -> Path:
+def whole_model(model: str, note: Note | None = None) -> str:
+    """What a model is called from any folder and at any time: an absolute path, or a hub id pinned to its commit.
+
+    Raises:
+        ModelError: the hub cannot be asked, or has no such model or revision.
+    """
+    path = Path(model).expanduser()
+    if model == STARTER_NAME:
+        return model
+    if path.exists():
+        return str(path.resolve())
+    hub = model_id(model)
+    return model if hub is None else str(pinned_model(hub, note))
+
+
+def model_folder(model: str, note: Note | None = None, bar: Bar = _no_bar) -> Path:
     """The folder of a model, fetched or converted first where need be.
 
     Args:
-        model: a folder, a .gguf file, or the name of the starter model.
+        model: a folder, a .gguf file, the name of the starter model, or an id on a hub.
         note: told in a sentence what takes long.
+        bar: shows how far that is.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it cannot be fetched.
     """
     say = note or (lambda _text: None)
     if model == STARTER_NAME:
-        return starter_folder(_each_once(say))
+        return starter_folder(_told(say, bar))
     path = Path(model).expanduser()
+    hub = None if path.exists() else model_id(model)
+    if hub is not None:
+        hub = pinned_model(hub, note)
+        path = fetch_model(hub, bar(f"fetching {hub.hub}:{hub.name}"))
     if path.suffix == ".gguf" and path.is_file():
         folder = cache_folder() / "gguf" / f"{path.stem}-{file_sha256(path)[:16]}"
-        return gguf_to_folder(path, folder, _each_once(say), replace=True)
+        return gguf_to_folder(path, folder, _told(say, bar), replace=True)
     if not path.is_dir():
         raise ModelError(
             f"there is no model {model}",
-            expected=f"a model folder, a .gguf file, or the name {STARTER_NAME}",
-            found="a file that is neither" if path.is_file() else "no such file or folder",
-            do="check the path; models of a hub must be fetched to a folder first",
+            expected=f"a model folder, a .gguf file, the name {STARTER_NAME}, or an id on a hub such as owner/name",
+            found="a file that is none of them" if path.is_file() else "no such file or folder",
+            do="check the path; hf:owner/name and ms:owner/name name a model on Hugging Face and on ModelScope",
         )
     return path

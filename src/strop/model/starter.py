@@ -19,9 +19,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import platformdirs
-
 from strop.errors import ModelError
+from strop.hub.hashes import cache_folder
 from strop.model.gguf_convert import Progress, file_sha256, gguf_to_folder, is_converted, sweep_staging
 
 STARTER_NAME = "smollm2-135m-instruct"
@@ -34,12 +33,6 @@ GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 _CHUNK = 1 << 20
-
-
-def cache_folder() -> Path:
-    """Where Strop keeps what it can fetch or make again: $STROP_CACHE, or the user's cache folder of this system."""
-    chosen = os.environ.get("STROP_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("strop", appauthor=False)
 
 
 def starter_folder(progress: Progress | None = None, *, wheel: str | Path | None = None) -> Path:

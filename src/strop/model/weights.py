@@ -8,7 +8,7 @@ the folder. Pickled weights (`*.bin`, `*.pt`) are never opened.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,19 +17,18 @@ from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
 from strop.foreign import MOST_CONFIG_BYTES, parse_json, read_json, resolved_inside
-from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.hub.hashes import file_sha256
+from strop.model.prequantized import PackedState, read_packed, states_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
+    from strop.kernels.nf4 import NF4Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class Entry:
     """Where a tensor lies: bytes [start, end) of a file."""
 
     file: Path
@@ -40,7 +39,7 @@ class _Entry:
 
 
 class WeightReader:
-    """The tensors of a model folder, by Hugging Face's names.
+    """The tensors of a model folder, by the names of its files.
 
     Raises:
         ModelError: no safetensors, a truncated or broken file, a missing tensor or a wrong shape.
@@ -49,22 +48,26 @@ class WeightReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files = _weight_files(folder)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         for path in self.files:
-            self._entries.update(_read_header(path))
+            self._entries.update(read_header(path))
+        self._packed: dict[str, PackedState] = states_of(self, self._entries)
 
-    def check(self, spec: DecoderSpec) -> None:
-        """Compares names and shapes with what the spec asks for, before anything is read."""
-        if spec.layers > len(self._entries):
+    def check_layers(self, layers: int) -> None:
+        """Refuses more layers than the files have tensors, before anything is made for each."""
+        if layers > len(self._entries):
             raise ModelError(
                 f"{self.folder}: config.json and the weights are not of one model",
-                expected=f"{spec.layers:,} layers, as config.json says",
+                expected=f"{layers:,} layers, as config.json says",
                 found=f"{len(self._entries):,} tensors",
                 do="fetch the model again",
             )
-        for name, shape in expected_shapes(spec).items():
-            entry = self._entries.get(name)
-            found = entry.shape if entry else None
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compares names and shapes with what the spec asks for, before anything is read."""
+        for name, shape in shapes.items():
+            entry, packed = self._entries.get(name), self._packed.get(name)
+            found = packed.shape if packed else entry.shape if entry else None
             if found != shape:
                 raise ModelError(
                     f"{self.folder}: tensor {name} is {'missing' if found is None else 'of the wrong shape'}",
@@ -73,19 +76,33 @@ class WeightReader:
                     do="config.json and the weights must be of one model; fetch the model again",
                 )
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, in the dtype of the file.
+    def read(self, name: str, rows: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """One tensor, in the dtype of the file; float32 where that is quantised.
 
         Plain reads, not a memory map: mapped pages would count as the process's memory until the whole model is in it.
+
+        Args:
+            name: a tensor.
+            rows: ranges [start, end) of its rows, read alone and in this order; None for all.
         """
         import torch
 
+        if name in self._packed:
+            from strop.kernels import nf4
+
+            whole = nf4.dequantize(read_packed(self, name, self._packed[name]))
+            return whole if rows is None else torch.cat([whole[start:end] for start, end in rows])
         entry, dtype = self._entries[name], self._dtype(name)
-        buffer = bytearray(entry.end - entry.start)
+        row_bytes = (entry.end - entry.start) // entry.shape[0]
+        rows = [(0, entry.shape[0])] if rows is None else rows
+        count = sum(end - start for start, end in rows)
+        buffer = bytearray(count * row_bytes)
+        view, at = memoryview(buffer), 0
         with entry.file.open("rb") as file:
-            file.seek(entry.start)
-            file.readinto(buffer)
-        return torch.frombuffer(buffer, dtype=dtype).view(entry.shape)
+            for start, end in rows:
+                file.seek(entry.start + start * row_bytes)
+                at += file.readinto(view[at : at + (end - start) * row_bytes])
+        return torch.frombuffer(buffer, dtype=dtype).view(count, *entry.shape[1:])
 
     def read_rows(self, name: str, rows_U: Tensor) -> Tensor:
         """Some rows of a matrix [U, columns], in the dtype of the file; each is a read of its own.
@@ -106,9 +123,33 @@ class WeightReader:
                 file.readinto(view[place * row_bytes : (place + 1) * row_bytes])
         return torch.frombuffer(buffer, dtype=dtype).view(len(rows_U), entry.shape[1])
 
+    def raw(self, name: str) -> Tensor:
+        """One tensor of bytes or float32, as the file has it.
+
+        Raises:
+            KeyError: no tensor has that name.
+        """
+        return read_tensor(self._entries[name])
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the file holds a tensor in NF4."""
+        return name in self._packed
+
+    def quantized(self, name: str) -> NF4Tensor:
+        """A tensor that the file holds in NF4, byte for byte.
+
+        Raises:
+            ModelError: a part of it is missing or damaged.
+        """
+        return read_packed(self, name, self._packed[name])
+
+    def file_bytes(self, name: str) -> int:
+        """Bytes of a tensor in its file."""
+        return self._entries[name].end - self._entries[name].start
+
     def item_bytes(self, name: str) -> int:
         """Bytes of a number of a tensor, as the file has it."""
-        return self._dtype(name).itemsize
+        return 4 if name in self._packed else self._dtype(name).itemsize
 
     def _dtype(self, name: str) -> torch.dtype:
         import torch
@@ -120,40 +161,55 @@ class WeightReader:
                 f"{entry.file}: tensor {name} holds {entry.dtype}",
                 expected="F32, F16 or BF16 weights",
                 found=entry.dtype,
-                do="use the original, unquantised model",
+                do="use the original model in 16 bits",
             )
         return dtype
 
-    def sha256(self, progress: Callable[[int], None] | None = None) -> str:
-        """One hash over all weight files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                    if progress:
-                        progress(len(block))
-        return digest.hexdigest()
+    def sha256(self, progress: Callable[[int, int], None] | None = None) -> str:
+        """One hash over all weight files: the file's own, or that of the shards' hashes in the order of their names.
+
+        A file is read for it once; after that its hash is remembered (`strop.hub.hashes`).
+
+        Args:
+            progress: called with (bytes done, bytes in all).
+        """
+        total, done = sum(path.stat().st_size for path in self.files), 0
+
+        def told(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress:
+                progress(done, total)
+
+        hashes = [file_sha256(path, told) for path in self.files]
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def expected_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a decoder of this spec reads."""
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (spec.vocabulary, spec.hidden)}
-    for layer in range(spec.layers):
-        for name in PROJECTIONS:
-            path, shape = module_path(layer, name), spec.projection_shape(name)
-            shapes[f"{path}.weight"] = shape
-            if spec.has_bias(name):
-                shapes[f"{path}.bias"] = shape[:1]
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"model.layers.{layer}.{norm}.weight"] = (spec.hidden,)
-    shapes[FINAL_NORM] = (spec.hidden,)
-    if not spec.tied_head:
-        shapes[HEAD] = (spec.vocabulary, spec.hidden)
-    return shapes
+def read_tensor(entry: Entry) -> Tensor:
+    """A tensor of bytes or floats, whole."""
+    import torch
+
+    dtypes = {"U8": torch.uint8, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if entry.dtype not in dtypes:
+        raise ModelError(
+            f"{entry.file} holds {entry.dtype}",
+            expected=" or ".join(dtypes),
+            found=entry.dtype,
+            do="use the original model in 16 bits",
+        )
+    buffer = bytearray(entry.end - entry.start)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        if file.readinto(buffer) != len(buffer):
+            raise OSError(f"{entry.file} ends at byte {entry.file.stat().st_size:,}")
+    if not buffer:
+        return torch.empty(entry.shape, dtype=dtypes[entry.dtype])
+    return torch.frombuffer(buffer, dtype=dtypes[entry.dtype]).view(entry.shape)
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of one file; the safetensors library checks the header (size, overlaps, end of file) first."""
     try:
         real = resolved_inside(path)
@@ -175,7 +231,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     for name, info in header.items():
         if name != "__metadata__":
             start, end = info["data_offsets"]
-            entries[name] = _Entry(path, info["dtype"], tuple(info["shape"]), 8 + length + start, 8 + length + end)
+            entries[name] = Entry(path, info["dtype"], tuple(info["shape"]), 8 + length + start, 8 + length + end)
     return entries
 
 
@@ -191,7 +247,8 @@ def _weight_files(folder: Path) -> list[Path]:
         f"{folder} has no model.safetensors",
         expected="model.safetensors, or shards with model.safetensors.index.json",
         found=", ".join(pickled) if pickled else "no weights",
-        do="pickled weights can run code and are never opened: fetch the safetensors of the model"
+        do="pickled weights can run code and are never opened: fetch the model's safetensors, or convert it where you "
+        f"trust it: AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER), of transformers"
         if pickled
         else "fetch the model again",
     )

@@ -24,7 +24,18 @@ from math import prod
 import torch
 from torch import Tensor
 
-from strop.model.spec import ATTENTION_INPUTS, ATTENTION_OUTPUT, GROUPS, MLP_INPUTS, MLP_OUTPUT, DecoderSpec
+from strop.model.spec import (
+    ATTENTION_INPUTS,
+    ATTENTION_NORM,
+    ATTENTION_OUTPUT,
+    ATTENTION_OUTPUT_NORM,
+    GROUPS,
+    MLP_INPUTS,
+    MLP_NORM,
+    MLP_OUTPUT,
+    MLP_OUTPUT_NORM,
+    DecoderSpec,
+)
 
 _Sizes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -120,9 +131,10 @@ def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int) -> _Sizes:
         return sizes
     sizes |= _inside(spec, work, rows)
     if grade == "none":
-        if _targeted(work, ATTENTION_INPUTS):
+        attention = ATTENTION_INPUTS if spec.norm_placement != "parallel" else ATTENTION_INPUTS + MLP_INPUTS
+        if ATTENTION_NORM in spec.norms and _targeted(work, attention):
             sizes["attention_normal"] = ((tokens, spec.hidden), dtype)
-        if _targeted(work, MLP_INPUTS):
+        if MLP_NORM in spec.norms and _targeted(work, MLP_INPUTS):
             sizes["mlp_normal"] = ((rows, spec.hidden), dtype)
         if _targeted(work, MLP_OUTPUT):
             sizes["gated"] = ((rows, spec.intermediate), dtype)
@@ -132,13 +144,26 @@ def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int) -> _Sizes:
 def _inside(spec: DecoderSpec, work: Work, rows: int) -> _Sizes:
     tokens, dtype = work.tokens, work.dtype
     queries = spec.heads * spec.head_size
-    return {
+    sizes: _Sizes = {
         "qkv": ((tokens, queries + 2 * spec.kv_heads * spec.head_size), dtype),
         "attended": ((tokens, queries), dtype),
         "row_sums": ((spec.heads, tokens), torch.float32),
         "middle": ((rows, spec.hidden), dtype),
-        "gate_up": ((rows, 2 * spec.intermediate), dtype),
     }
+    if spec.experts is None:
+        sizes["gate_up"] = ((rows, (1 + spec.gated_mlp) * spec.intermediate), dtype)
+    if spec.qk_norm:
+        sizes["raw"] = ((tokens, _rotated(spec)), dtype)
+    if ATTENTION_OUTPUT_NORM in spec.norms:
+        sizes["attention_given"] = ((rows, spec.hidden), dtype)
+    if MLP_OUTPUT_NORM in spec.norms:
+        sizes["mlp_given"] = ((rows, spec.hidden), dtype)
+    return sizes
+
+
+def _rotated(spec: DecoderSpec) -> int:
+    """Width of queries and keys side by side."""
+    return (spec.heads + spec.kv_heads) * spec.head_size
 
 
 def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
@@ -148,13 +173,25 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     sizes: dict[str, tuple[int, ...]] = {
         "normal": (tokens, spec.hidden),
         "gradient": (tokens, spec.hidden),
-        # The gated product, later its gradient, later the gradient of what attention gave.
-        "gated": (tokens, max(spec.intermediate, queries)),
+        # The gated product, later its gradient, later the gradient of what attention gave, or of q and k unnormalised.
+        "gated": (
+            tokens,
+            max(0 if spec.experts else spec.intermediate, queries, _rotated(spec) if spec.qk_norm else 0),
+        ),
         "qkv_gradient": (tokens, queries + 2 * spec.kv_heads * spec.head_size),
         "output": (tokens, spec.hidden),
         "learned_attended": (work.learned, queries),
     }
-    ranks = work.rank * max(sum(name in work.targets for name in group) for group in GROUPS)
+    if spec.norm_placement == "parallel":
+        sizes["learned_normal"] = (work.learned, spec.hidden)
+        sizes["normal_gradient"] = (tokens, spec.hidden)
+    if spec.experts is not None:
+        # An expert that every token chose.
+        wide = spec.experts.intermediate
+        sizes |= dict.fromkeys(("expert_input", "expert_output", "expert_gradient"), (tokens, spec.hidden))
+        sizes |= dict.fromkeys(("expert_hidden", "expert_hidden_gradient"), (tokens, wide))
+        sizes["expert_gate_up"] = (tokens, 2 * wide)
+    ranks = work.rank * max(sum(name in work.targets for name in group) for group in spec.groups)
     sizes["down"] = sizes["down_gradient"] = (tokens, ranks)
     if work.dropout:
         inputs = {ATTENTION_INPUTS: spec.hidden, ATTENTION_OUTPUT: queries, MLP_INPUTS: spec.hidden}
@@ -172,6 +209,8 @@ def _loss(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     yield "final", Slot("loss chunk", (work.learned, spec.hidden), work.dtype)
     yield "final_gradient", Slot("loss chunk", (work.learned, spec.hidden), work.dtype)
     yield "logits", Slot("loss chunk", (chunk, spec.vocabulary), torch.float32)
+    if spec.head_softcap is not None:
+        yield "logit_slopes", Slot("loss chunk", (chunk, spec.vocabulary), torch.float32)
     if not work.dense_head:
         rows = min(spec.vocabulary, max(1, WIDENED_WEIGHTS // spec.hidden))
         yield "head_rows", Slot("loss chunk", (rows, spec.hidden), work.dtype)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from strop.model.spec import GROUPS
 from strop.model.workspace import GRADES, WIDENED_WEIGHTS
 from strop.plan.job import Job
 from strop.plan.machine import Line, Machine, Rates
@@ -175,10 +174,10 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
     passed = _passes_gradient(job, lowest=lowest)
     group_rows = (asked.tokens, rows, rows, rows)
     weights = [
-        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in GROUPS
+        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in spec.groups
     ]
     products = again = 0.0
-    for group, names in enumerate(GROUPS):
+    for group, names in enumerate(spec.groups):
         forward = _group(job, plan, machine, asked.packs, group_rows[group], names, forward=True)
         products += forward + _group(
             job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
@@ -187,12 +186,13 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
     dequantise = rates.dequantise * asked.packs
     # The passes of a gradient are needed down to the lowest adapter, attention's with those of q, k and v.
     below = passed[_QKV] or _targeted(job, _QKV)
-    norms, gated = rates.norm * (asked.tokens + rows) * spec.hidden, rates.gate * rows * spec.intermediate
+    experts, experts_dequantise = _experts(job, plan, machine, asked.packs, rows, backward=passed[_GATE_UP])
+    norms, gated = rates.norm * (asked.tokens + rows) * spec.hidden, rates.gate * rows * spec.activated
     turned = rates.rotate * asked.tokens * (spec.heads + spec.kv_heads) * spec.head_size
     seen = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
     seen_backward = rates.attend_backward * asked.tokens + rates.attend_backward_pair * asked.pairs
     back = (
-        rates.gate_backward * rows * spec.intermediate * (passed[_DOWN])
+        rates.gate_backward * rows * spec.activated * (passed[_DOWN])
         + rates.norm_backward * spec.hidden * (rows * passed[_GATE_UP] + asked.tokens * passed[_QKV])
         + turned * below
     )
@@ -202,24 +202,47 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
     ) + gated * _targeted(job, _DOWN)
     whole = made_again + again + norms + turned + seen + copies / 2
     return LayerTime(
-        products=products,
+        products=products + experts,
         attention=seen + seen_backward * below,
         elementwise=norms + gated + turned + copies + back,
-        dequantise=dequantise * (sum(weights) + sum(w for w, down in zip(weights, passed, strict=True) if down)),
+        dequantise=dequantise * (sum(weights) + sum(w for w, down in zip(weights, passed, strict=False) if down))
+        + experts_dequantise,
         again={"none": 0.0, "elementwise": made_again, "layer": whole},
         again_dequantise={"none": 0.0, "elementwise": 0.0, "layer": dequantise * sum(weights[:_DOWN])},
     )
 
 
 def _targeted(job: Job, group: int) -> bool:
-    return any(name in job.targets for name in GROUPS[group])
+    groups = job.spec.groups
+    return group < len(groups) and any(name in job.targets for name in groups[group])
 
 
 def _passes_gradient(job: Job, *, lowest: bool) -> tuple[bool, ...]:
     """Whether each group's backward pass makes the gradient of its input: not below the lowest adapter."""
     if not lowest:
         return (True, True, True, True)
-    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(len(GROUPS)))
+    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(_DOWN + 1))
+
+
+def _experts(
+    job: Job, plan: Plan, machine: Machine, packs: float, rows: float, *, backward: bool
+) -> tuple[float, float]:
+    """Seconds of a layer's experts, (products, dequantising): each has its share of the tokens and all its weights.
+
+    Backward, the first product is made again.
+    """
+    spec = job.spec
+    if spec.experts is None:
+        return 0.0, 0.0
+    seconds = dequantise = 0.0
+    calls, chosen = packs * spec.experts.count, rows * spec.experts.active
+    for number, (inputs, outputs) in enumerate(spec.products[len(spec.groups) :]):
+        ways = [True, *((False,) if backward else ()), *((True,) if backward and number == 0 else ())]
+        for forward in ways:
+            line = machine.product_seconds(plan.matmul, plan.dtype, inputs, outputs, forward=forward)
+            seconds += line.seconds(calls, chosen)
+            dequantise += rates_of(machine).dequantise * calls * inputs * outputs
+    return seconds, dequantise
 
 
 def _group(
@@ -265,7 +288,8 @@ def _copy(machine: Machine, numbers: float, plan: Plan) -> float:
 def _loading(job: Job, machine: Machine) -> float:
     """Reading, checking and quantising the weights."""
     return (
-        job.file_bytes * (1 / _READ_RATE + 2 / machine.bandwidth) + job.spec.linear_weights * rates_of(machine).quantise
+        job.file_bytes * (1 / _READ_RATE + 2 / machine.bandwidth)
+        + (job.spec.linear_weights + job.spec.expert_weights) * rates_of(machine).quantise
     )
 
 
@@ -279,14 +303,16 @@ def _watching(job: Job, plan: Plan, machine: Machine, workload: Workload) -> flo
 def _forward(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float:
     """One pass up."""
     spec, rates = job.spec, rates_of(machine)
-    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in GROUPS)
+    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in spec.groups)
     attention = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
     elementwise = asked.tokens * (
         2 * rates.norm * spec.hidden
-        + rates.gate * spec.intermediate
+        + rates.gate * spec.activated
         + rates.rotate * (spec.heads + spec.kv_heads) * spec.head_size
     ) + _copy(machine, 2 * asked.tokens * spec.hidden, plan)
-    return spec.layers * (products + attention + elementwise) + _dequantise_pass(job, plan, machine, asked.packs)
+    experts = sum(_experts(job, plan, machine, asked.packs, asked.tokens, backward=False))
+    layer = products + experts + attention + elementwise
+    return spec.layers * layer + _dequantise_pass(job, plan, machine, asked.packs)
 
 
 def _dequantise_pass(job: Job, plan: Plan, machine: Machine, times: float) -> float:
@@ -301,7 +327,9 @@ def _answers(job: Job, plan: Plan, machine: Machine) -> float:
         return 0.0
     spec = job.spec
     prompts = Totals(1, sum(job.prompts), len(job.prompts), sum(count * count / 2 for count in job.prompts), 1)
-    products = (spec.linear_weights + spec.vocabulary * spec.hidden) * rates_of(machine).answer
+    active = spec.expert_weights * spec.experts.active // spec.experts.count if spec.experts else 0
+    products = (spec.linear_weights + active + spec.vocabulary * spec.hidden) * rates_of(machine).answer
     widen = rates_of(machine).widen * spec.vocabulary * spec.hidden if plan.head == "stored" else 0.0
-    token = products + widen + _dequantise_pass(job, plan, machine, 1.0)
+    experts = rates_of(machine).dequantise * active
+    token = products + widen + experts + _dequantise_pass(job, plan, machine, 1.0)
     return _forward(job, plan, machine, prompts) + job.answer_tokens * token

@@ -14,8 +14,8 @@ from strop.data.examples import Dataset
 from strop.data.records import Example
 from strop.data.samples import asking, held_bytes, store_of
 from strop.model.lora import parse_targets
-from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
-from strop.model.weights import EMBEDDING, HEAD
+from strop.model.spec import DecoderSpec, module_path
+from strop.model.tensors import EMBEDDING, HEAD
 from strop.recipe import Recipe
 
 # Questions that are asked at each look where the recipe names none, and a guess at how many letters make a token.
@@ -78,7 +78,7 @@ class Job:
         """Bytes of weights that are read from the model's files."""
         ends = self.spec.vocabulary * self.spec.hidden
         both = ends * self.head_item + (0 if self.spec.tied_head else ends * self.embedding_item)
-        return self.spec.linear_weights * self.weight_item + both
+        return (self.spec.linear_weights + self.spec.expert_weights) * self.weight_item + both
 
 
 def read_job(
@@ -88,7 +88,7 @@ def read_job(
 
     Args:
         spec: the model.
-        item_bytes: bytes of a number of a tensor in the model's files (`WeightReader.item_bytes`).
+        item_bytes: bytes of a number of a tensor in the model's files (`ModelTensors.item_bytes`).
         dataset: what is learned and held out.
         recipe: the recipe.
         steps: optimiser steps of the run.
@@ -101,7 +101,7 @@ def read_job(
         prompts = [template + len(text) // _LETTERS_PER_TOKEN for text in recipe.watch.ask]
     return Job(
         spec=spec,
-        targets=parse_targets(recipe.adapter.targets),
+        targets=parse_targets(recipe.adapter.targets, spec.projections),
         rank=recipe.adapter.rank,
         dropout=recipe.adapter.dropout,
         steps=steps,
@@ -112,7 +112,7 @@ def read_job(
         answer_tokens=recipe.watch.answer_tokens,
         head_item=item_bytes(EMBEDDING if spec.tied_head else HEAD),
         embedding_item=item_bytes(EMBEDDING),
-        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in PROJECTIONS),
+        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in spec.projections),
         learned=dataset.learned,
         held_out=dataset.held_out,
     )

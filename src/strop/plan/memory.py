@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import torch
 
 from strop.kernels import nf4
+from strop.kernels.attention_scores import score_bytes
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.generate import CACHE_BYTES
-from strop.model.spec import GROUPS, PROJECTIONS, DecoderSpec
+from strop.model.spec import DecoderSpec
 from strop.model.workspace import Slot, Work, layout
 from strop.plan.job import Job
 from strop.plan.machine import Machine, block_rows
@@ -82,15 +83,16 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of["runtime"] = max(machine.process_bytes - job.data_bytes, 0)
     bytes_of["data"] = job.data_bytes
     bytes_of["base in NF4"] = base_bytes(spec, job.weight_item)
-    bytes_of["head"] = spec.vocabulary * spec.hidden * head_item(job, plan)
+    bytes_of["head"] = spec.vocabulary * (spec.hidden * head_item(job, plan) + 4 * spec.head_bias)
     bytes_of["embedding"] = _embedding(job, plan, work)
     bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
-    bytes_of["weight buffer"] = 0 if dense == spec.layers else buffer_weights(spec) * item
+    bytes_of["weight buffer"] = buffer_weights(spec, copied=dense == spec.layers) * item
     bytes_of["adapters and optimiser"] = job.parameters * _ADAPTER_BYTES
     if item != 4:
         # The logits' gradient goes into the product in the compute dtype.
         bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
+    bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
     if plan.device == "cpu" and plan.matmul == "torch":
         bytes_of["attention and product buffers"] += _TORCH_PRODUCT_BYTES
     bytes_of["sample answers"] = answer_bytes(job, plan)
@@ -105,7 +107,8 @@ def loading_peak(job: Job, components: Mapping[str, int]) -> int:
     """
     spec = job.spec
     before = components["runtime"] + components["data"] + components["head"]
-    largest = max(rows * columns for rows, columns in map(spec.projection_shape, PROJECTIONS)) * job.weight_item
+    shapes = [*map(spec.projection_shape, spec.projections), *spec.expert_shapes]
+    largest = max(rows * columns for rows, columns in shapes) * job.weight_item
     head = spec.vocabulary * spec.hidden * job.head_item
     return before + max(head, components["base in NF4"] + components["embedding"] + largest)
 
@@ -117,9 +120,11 @@ def plan_item(plan: Plan) -> int:
 
 def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     """The frozen layers: NF4 with its scales, norms and biases."""
-    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, PROJECTIONS))
-    layer += sum(spec.projection_shape(name)[0] * weight_item for name in PROJECTIONS if spec.has_bias(name))
-    return spec.layers * layer + (2 * spec.layers + 1) * spec.hidden * 4
+    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, spec.projections))
+    layer += sum(spec.projection_shape(name)[0] * weight_item for name in spec.projections if spec.has_bias(name))
+    if spec.experts is not None:
+        layer += spec.experts.count * sum(nf4_bytes(rows * columns) for rows, columns in spec.expert_shapes)
+    return spec.layers * layer + (spec.norm_weights + spec.router_weights) * 4
 
 
 def nf4_bytes(weights: int) -> int:
@@ -128,14 +133,17 @@ def nf4_bytes(weights: int) -> int:
     return -(-weights // 2) + blocks + 4 * -(-blocks // nf4.NESTED_BLOCK) + 4
 
 
-def buffer_weights(spec: DecoderSpec) -> int:
-    """Weights that are dequantised at one time."""
-    sizes = []
-    for names in GROUPS:
-        shapes = [spec.projection_shape(name) for name in names]
-        rows, inputs = sum(outputs for outputs, _ in shapes), shapes[0][1]
+def buffer_weights(spec: DecoderSpec, *, copied: bool = False) -> int:
+    """Weights that are dequantised at one time; with a copy of every projection only those of experts are."""
+    shapes = [[spec.projection_shape(name) for name in names] for names in spec.groups if not copied]
+    if spec.experts is not None:
+        gate, up, down = spec.expert_shapes
+        shapes += [[gate, up], [down]]
+    sizes = [0]
+    for group in shapes:
+        rows, inputs = sum(outputs for outputs, _ in group), group[0][1]
         if rows * inputs > BLOCK_WEIGHTS:
-            rows = min(block_rows(inputs), max(outputs for outputs, _ in shapes))
+            rows = min(block_rows(inputs), max(outputs for outputs, _ in group))
         sizes.append(rows * inputs)
     return max(sizes)
 
@@ -158,10 +166,11 @@ def answer_bytes(job: Job, plan: Plan) -> int:
     # An answer that ends is taken out by copying what the others have: the keys first, then the values.
     copied = cache // 2 * (at_once - 1) // at_once
     queries = spec.heads * spec.head_size
-    widest = max(
-        3 * spec.hidden + 4 * spec.intermediate, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size
-    )
+    widest = max(3 * spec.hidden + 4 * spec.activated, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size)
     prompts = sum(sorted(job.prompts)[-at_once:]) * widest * item
+    if _scored(spec, max(job.prompts)):
+        # All scores of the longest prompt, and what they are made from.
+        prompts += 4 * spec.heads * max(job.prompts) ** 2 * item
     logits = at_once * spec.vocabulary * 4
     head = 0 if head_item(job, plan) == item else _ANSWER_ROWS * spec.hidden * item
     return cache + max(copied, prompts) + logits + head
@@ -180,5 +189,22 @@ def _embedding(job: Job, plan: Plan, work: Work) -> int:
 
 def _pack_bytes(spec: DecoderSpec, work: Work) -> int:
     """A pack's tokens, places and samples as 64-bit numbers, and its angles with what they are made from."""
-    angles = Slot("", (3, work.tokens, spec.head_size // 2), torch.float32)
-    return angles.bytes + 8 * (3 * work.tokens + 2 * work.learned)
+    ropes = [spec.rope, *([spec.rope_local] if spec.rope_local else [])]
+    angles = sum(
+        Slot("", (3, work.tokens, (rope.rotary_size or spec.head_size) // 2), torch.float32).bytes for rope in ropes
+    )
+    if spec.experts is not None:
+        # The router's logits, what they become, and the same backward.
+        angles += 6 * 4 * work.tokens * spec.experts.count
+    return angles + 8 * (4 * work.tokens + 2 * work.learned)
+
+
+def _score_bytes(spec: DecoderSpec, longest: int) -> int:
+    """What attention works in where scores are not plain: else it works in the library's memory."""
+    return score_bytes(spec.heads, longest) if _scored(spec, longest) else 0
+
+
+def _scored(spec: DecoderSpec, longest: int) -> bool:
+    """Whether any layer makes scores that are not plain for documents of so many tokens."""
+    windows = spec.windows or (0,)
+    return spec.alibi or spec.attention_softcap is not None or any(0 < window < longest for window in windows)

@@ -215,7 +215,8 @@ def _dense_bytes(job: Job, plan: Plan, denses: Sequence[int]) -> npt.NDArray[Any
     """Bytes more that so many copies take, beside none; where all layers have one there is no buffer."""
     item = plan_item(plan)
     each = job.spec.linear_weights // job.spec.layers * item
-    return np.array([count * each - (count == job.spec.layers) * buffer_weights(job.spec) * item for count in denses])
+    saved = (buffer_weights(job.spec) - buffer_weights(job.spec, copied=True)) * item
+    return np.array([count * each - (count == job.spec.layers) * saved for count in denses])
 
 
 def _undominated(bytes_N: npt.NDArray[Any], seconds_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

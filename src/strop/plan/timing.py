@@ -32,7 +32,7 @@ from strop.kernels.rms_norm import normalize, normalize_backward
 from strop.kernels.rope import rotate_
 from strop.kernels.swiglu import gate, gate_backward_
 from strop.kernels.widen import widen
-from strop.model.spec import GROUPS, DecoderSpec
+from strop.model.spec import DecoderSpec
 from strop.plan.allocator import return_large_blocks
 from strop.plan.machine import Machine, Rates, Shape, block_rows
 
@@ -102,10 +102,7 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
 
 def _weights(spec: DecoderSpec) -> set[tuple[int, int]]:
     """(inputs, outputs) of every product with a frozen weight, as large as it is done at a time; the head's too."""
-    sizes = {
-        (spec.projection_shape(names[0])[1], sum(spec.projection_shape(name)[0] for name in names)) for names in GROUPS
-    }
-    sizes.add((spec.hidden, spec.vocabulary))
+    sizes = {*spec.products, (spec.hidden, spec.vocabulary)}
     return {(inputs, min(outputs, block_rows(inputs))) for inputs, outputs in sizes}
 
 
@@ -210,7 +207,7 @@ def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
     size = spec.linear_weights // spec.layers // 2
     buffer = WeightBuffer()
     return [
-        [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in GROUPS]
+        [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
         for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
     ]
 

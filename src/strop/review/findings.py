@@ -59,8 +59,11 @@ def _too_many_refused(recipe: Recipe, dataset: Dataset) -> list[Finding]:
     except DataError as error:
         refused = [*dataset.refused, *dataset.held_out_refused]
         instances = tuple(Instance(one.place, one.reason) for one in refused[:_SHOWN])
-        do = f"{by_reason(refused)[0].cure}; or go on without them: --data.refuse_limit 1"
-        return [Finding("too-many-refused", "stop", error.what, do, len(refused), instances)]
+        reasons = by_reason(refused)
+        cure = reasons[0].cure if len(reasons) == 1 else "repair them, each for the reason that is given with it"
+        what = f"{error.what}, more than data.refuse_limit {recipe.data.refuse_limit:.4g} allows"
+        do = f"{cure}; or go on without them: --data.refuse_limit 1"
+        return [Finding("too-many-refused", "stop", what, do, len(refused), instances)]
     return []
 
 

@@ -50,6 +50,7 @@ class Cleaned:
         refused: records that are not in it because they were refused.
         changes: what was done.
         left: what is still found in it.
+        solved: kinds of findings that it has not, whatever was changed: too many records are refused no more.
     """
 
     file: Path
@@ -57,10 +58,11 @@ class Cleaned:
     refused: int
     changes: tuple[Change, ...]
     left: tuple[Finding, ...]
+    solved: tuple[str, ...] = ()
 
     def solves(self, finding: Finding) -> bool:
         """Whether a finding of the data is not one of the cleaned file any more."""
-        changed = any(change.kind == finding.kind for change in self.changes)
+        changed = finding.kind in self.solved or any(change.kind == finding.kind for change in self.changes)
         return changed and all(one.kind != finding.kind for one in self.left)
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,7 +123,9 @@ def write_cleaned(survey: Survey, target: Path, journal: Journal) -> Cleaned:
     kept.sort(key=lambda numbered: numbered[0])
     written = write_fixed(target, (said for _, said in kept))
     shown = tuple(Change(one.kind, one.what, one.instances) for one in changes)
-    return Cleaned(target, written, len(survey.dataset.refused), shown, tuple(done.left))
+    # Refused records are not in the file; those of held-out samples with a file of their own stay where they are.
+    solved = () if survey.dataset.held_out_refused or not written else ("too-many-refused",)
+    return Cleaned(target, written, len(survey.dataset.refused), shown, tuple(done.left), solved)
 
 
 def _records(samples: Sequence[Example]) -> list[tuple[int, Conversation]]:

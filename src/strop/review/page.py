@@ -38,6 +38,12 @@ _MOST_TOKENS = 6_000
 _MOST_PAGE_TOKENS = 100_000
 """Tokens of all samples on a page together: 6 MB, which a telephone still opens."""
 
+_OVERLONG: Final = {
+    "refuse": "are refused",
+    "cut_prompt": "lose the beginning of their questions",
+    "cut_end": "lose their end",
+}
+
 _MOST_PROMPT_TOKENS = 400
 _MOST_PLACES = 20
 _MOST_REASONS, _MOST_FINDINGS, _MOST_SOURCES = 40, 60, 60
@@ -166,7 +172,7 @@ def _facts(survey: Survey) -> list[tuple[str, str]]:
         ("Model", str(survey.recipe.model)),
         ("Account", f"{whole(survey.read)} read = {parts} + {whole(len(survey.refused))} refused"),
         ("Longest sample allowed", f"{whole(survey.limit)} tokens" if survey.limit is not None else "no limit"),
-        ("A longer one", survey.recipe.data.overlong),
+        ("Longer samples", _OVERLONG[survey.recipe.data.overlong]),
     ]
     if found := shapes(dataset):
         facts.append(("Shapes", ", ".join(f"{name} {whole(count)}" for name, count in found.items())))
@@ -222,9 +228,7 @@ def _packs(survey: Survey) -> list[tuple[str, str]]:
     every = survey.recipe.train.samples_per_step
     packs = f"{whole(fill.packs)} {'pack' if fill.packs == 1 else 'packs'}, {_share(fill.share, 1)} full"
     mean_packs = significant(fill.step_packs, 2)
-    of_step = (
-        f"{whole(fill.step_tokens)} tokens in {mean_packs} {'pack' if mean_packs == '1' else 'packs'}, in the mean"
-    )
+    of_step = f"{whole(fill.step_tokens)} tokens in {mean_packs} {'pack' if mean_packs == '1' else 'packs'} on average"
     return [(f"{of}, packed at once", f"{packs}; none cut, none padded"), (f"A step of {every} samples", of_step)]
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from heapq import merge
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from strop.data.counts import SourceCount, count_sources, group_refusals, number_of
+import numpy as np
+
+from strop.data.counts import SourceCount, count_sources, group_refusals, number_of, numbers_of
 from strop.data.examples import Dataset, prepare
 from strop.data.findings import Finding
 from strop.data.lengths import Fill, LimitCost, fill, limit_costs, limits, quantiles
@@ -24,11 +27,12 @@ from strop.data.packing import Pack, pack
 from strop.data.preview import length_histogram
 from strop.data.prompts import PromptPair, compare_some
 from strop.data.records import Example, Refusal
+from strop.data.samples import ById
 from strop.data.tokenizer import Tokenizer
 from strop.errors import DataError, ModelError, UsageError
+from strop.hub.hashes import cache_folder
 from strop.model.families import read_spec
 from strop.model.source import model_folder
-from strop.model.starter import cache_folder
 from strop.recipe import Recipe
 from strop.review.findings import find
 from strop.run.journal import Journal
@@ -110,7 +114,7 @@ class Survey:
     @property
     def held_out_ids(self) -> set[int]:
         """The ids of the samples held out."""
-        return {example.id for example in self.dataset.held_out}
+        return set(self.dataset.held_out.ids_S.tolist())
 
     @property
     def samples(self) -> Iterator[Example]:
@@ -211,7 +215,7 @@ def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Jour
         UsageError: the recipe cannot be understood.
         InputError: model, template or data.
     """
-    folder = model_folder(recipe.model, journal.note)
+    folder = model_folder(recipe.model, journal.note, journal.progress)
     tokenizer = Tokenizer.from_folder(folder)
     try:
         context = read_spec(folder).context
@@ -268,7 +272,8 @@ def select(survey: Survey, numbers: Sequence[int], search: str | None, most: int
 
 def _numbered(survey: Survey, numbers: Sequence[int]) -> Selection:
     wanted = set(numbers)
-    chosen = [example for example in survey.samples if number_of(example) in wanted]
+    both = (survey.dataset.learned, survey.dataset.held_out)
+    chosen = [one for part in both for one in part.take(np.isin(numbers_of(part.ids_S), list(wanted)))]
     missing = wanted.difference(map(number_of, chosen))
     # Of a refusal only the place is known: in data of one file that is its number.
     alone = {source.name for source in survey.sources} if len(survey.sources) == 1 else set()
@@ -284,7 +289,7 @@ def _numbered(survey: Survey, numbers: Sequence[int]) -> Selection:
             found="a record that is refused or not used" if 0 < unknown[0] <= used else str(unknown[0]),
             do="give another number, or find samples by their text: --search TEXT",
         )
-    chosen.sort(key=lambda example: numbers.index(number_of(example)))
+    chosen.sort(key=lambda example: (numbers.index(number_of(example)), example.id))
     return Selection(chosen, len(chosen), " asked for by number", refused)
 
 
@@ -324,29 +329,35 @@ def _prepare(recipe: Recipe, tokenizer: Tokenizer, context: int | None, journal:
     )
 
 
-def _whole(
-    recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, limit: int | None, journal: Journal
-) -> dict[int, Example]:
+def _whole(recipe: Recipe, dataset: Dataset, tokenizer: Tokenizer, limit: int | None, journal: Journal) -> ById:
     """What the limit has cut or refused, at its whole length, by id: found by preparing once more without it."""
     untouched = recipe.data.overlong == "refuse" and not any(f"{limit} tokens" in one.reason for one in dataset.refused)
     if limit is None or untouched:
-        return {}
+        return ById()
     unlimited = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": None})})
     without = _prepare(unlimited, tokenizer, None, journal, "reading data without the limit")
-    lengths = {example.id: len(example) for example in chain(dataset.learned, dataset.held_out)}
-    every = chain(without.learned, without.held_out)
-    return {example.id: example for example in every if lengths.get(example.id) != len(example)}
+    lengths: dict[int, int] = {}
+    for part in (dataset.learned, dataset.held_out):
+        lengths.update(zip(part.ids_S.tolist(), part.lengths_S.tolist(), strict=True))
+    parts = []
+    for part in (without.learned, without.held_out):
+        now_S = np.array([lengths.get(number, -1) for number in part.ids_S.tolist()], np.int64)
+        parts.append(part.take(part.lengths_S != now_S))
+    return ById(*parts)
 
 
-def _costs(recipe: Recipe, dataset: Dataset, whole: Mapping[int, Example], context: int | None) -> list[LimitCost]:
+def _costs(recipe: Recipe, dataset: Dataset, whole: ById, context: int | None) -> list[LimitCost]:
     """What limits cost, the limit of 0 first."""
-    held_out = {example.id for example in dataset.held_out} if whole else set()
-    cut_or_refused = [example for number, example in whole.items() if number not in held_out]
-    kept = (example for example in dataset.learned if example.id not in whole)
-    longest = max(int(dataset.lengths_S.max(initial=1)), *map(len, cut_or_refused), 1)
+    held_out = dataset.held_out.ids_S
+    cut_or_refused = [part.take(~np.isin(part.ids_S, held_out)) for part in whole.parts]
+    parts = [dataset.learned.take(~np.isin(dataset.learned.ids_S, list(whole))), *cut_or_refused]
+    longest = max(int(part.lengths_S.max(initial=1)) for part in (dataset.learned, *cut_or_refused))
     # A context far beyond every sample says nothing here.
     in_sight = context if context and context < 2 * longest else None
-    return limit_costs(chain(kept, cut_or_refused), [0, *limits(longest, recipe.data.max_tokens, in_sight)])
+    candidates = [0, *limits(longest, recipe.data.max_tokens, in_sight)]
+    return [
+        reduce(LimitCost.plus, costs) for costs in zip(*(limit_costs(part, candidates) for part in parts), strict=True)
+    ]
 
 
 def _record_first(example: Example) -> tuple[int, int]:

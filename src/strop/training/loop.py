@@ -133,7 +133,7 @@ def _watch(training: Training, step: int) -> None:
 
 def _save(training: Training, step: int) -> None:
     def write_files(folder: Path) -> None:
-        write_adapter(training.adapter, folder, training.base)
+        write_adapter(training.adapter, folder, training.base, training.engine.decoder.spec)
         training.optimizer.write(folder)
 
     checkpoint = write_checkpoint(training.run.checkpoints, step, write_files)
@@ -144,7 +144,7 @@ def _finish(training: Training, steps: int) -> None:
     """Publishes the adapter under its final name, whole, and records the end."""
     staging = training.run.path / ".adapter.new"
     shutil.rmtree(staging, ignore_errors=True)
-    write_adapter(training.adapter, staging, training.base)
+    write_adapter(training.adapter, staging, training.base, training.engine.decoder.spec)
     for path in staging.iterdir():
         sync(path)
     shutil.rmtree(training.run.adapter, ignore_errors=True)

@@ -28,13 +28,14 @@ from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError, Stopped, UsageError
-from strop.model.families import read_spec
+from strop.hub.hashes import cache_folder
+from strop.model.adapter_tree import from_tree
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, load_matrices, make_adapter, parse_targets, read_tensors
-from strop.model.source import model_folder
+from strop.model.source import model_folder, whole_model
 from strop.model.spec import DecoderSpec
-from strop.model.starter import cache_folder
-from strop.model.weights import WeightReader
+from strop.model.support import require_support
+from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import choose
 from strop.plan.forecast import Choice
@@ -179,11 +180,12 @@ class _Inputs:
 def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
-    targets = parse_targets(recipe.adapter.targets)
-    folder = model_folder(recipe.model, journal.note)
-    spec = read_spec(folder)
-    reader = WeightReader(folder)
-    reader.check(spec)
+    parse_targets(recipe.adapter.targets)
+    folder = model_folder(recipe.model, journal.note, journal.progress)
+    tensors = ModelTensors(folder)
+    spec = tensors.spec
+    require_support(spec, folder / "config.json")
+    targets = parse_targets(recipe.adapter.targets, spec.projections)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")
@@ -202,7 +204,7 @@ def _prepare(resolved: Resolved, journal: Journal) -> _Inputs:
             where = f" ({finding.instances[0].place})" if finding.instances else ""
             journal.note(f"{finding.kind}: {finding.what}{where}; {finding.do}")
     identity = {
-        ("model", "sha256"): reader.sha256(),
+        ("model", "sha256"): tensors.reader.sha256(journal.progress("hashing the base")),
         ("model", "spec_sha256"): hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest(),
         ("template", "sha256"): tokenizer.template.sha256,
         ("data", "fingerprint"): dataset.fingerprint,
@@ -235,7 +237,7 @@ def _choose(
     steps = total_steps(inputs.recipe.train, len(inputs.dataset.learned))
     return choose(
         inputs.spec,
-        WeightReader(inputs.folder).item_bytes,
+        ModelTensors(inputs.folder).item_bytes,
         inputs.dataset,
         inputs.recipe,
         steps=steps,
@@ -265,7 +267,7 @@ def _load(run: RunFolder, inputs: _Inputs, choice: Choice, journal: Journal, che
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
         weights = checkpoint.path / "adapter_model.safetensors"
-        load_matrices(adapter, read_tensors(weights), weights)
+        load_matrices(adapter, from_tree(decoder.spec, read_tensors(weights), adapter.targets, adapter.rank), weights)
         optimizer.read(checkpoint.path, checkpoint.step)
     return Training(
         run=run,
@@ -382,8 +384,7 @@ def _with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:
     whole: dict[str, str | tuple[str, ...]] = {"data.train": whole_sources(recipe.data.train, journal.note)}
     if isinstance(recipe.data.eval, str):
         whole["data.eval"] = whole_path(recipe.data.eval, journal.note)
-    if Path(recipe.model).exists():
-        whole["model"] = str(Path(recipe.model).resolve())
+    whole["model"] = whole_model(recipe.model, journal.note)
     for field, value in whole.items():
         resolved = resolved.with_value(field, value, resolved.sources[field])
     return resolved

@@ -26,7 +26,7 @@ from strop.data.lint.characters import Characters, Marks
 from strop.data.lint.leaks import HeldOutQuestions
 from strop.data.lint.near import near_duplicates
 from strop.data.lint.repeats import Repeats, last_answer, question_of, text_of
-from strop.data.lint.sketches import sketch
+from strop.data.lint.sketches import BINS, sketch
 from strop.data.lint.turns import SystemPrompts, check_order
 from strop.data.records import Conversation
 
@@ -147,8 +147,9 @@ class _Examination:
         self.control = leftovers.control_token_pattern(control_tokens)
         self.repeats, self.prompts, self.ends = Repeats(), SystemPrompts(), AnswerEnds()
         self.leaks = HeldOutQuestions(held_out) if held_out else None
-        self.sketches: list[Sketches] = []
-        self.usable: list[Flags] = []
+        # One array from the beginning: 252 bytes a sample are the most that is held of it.
+        self.sketches: Sketches = np.empty((len(learned), BINS), np.uint32)
+        self.usable: Flags = np.zeros(len(learned), np.bool_)
         self.languages: Counter[str] = Counter()
         self.by_language: dict[str, list[int]] = {}
         self.answer_lengths: list[int] = []
@@ -162,13 +163,13 @@ class _Examination:
         characters = Characters(texts.texts)
         self._look_at_characters(texts, characters)
         rows = np.array(texts.rows, np.int64)
-        self._sketch(texts, characters, rows - start, len(batch))
+        self._sketch(texts, characters, rows - start, slice(start, start + len(batch)))
         self._look_at_languages(texts, characters)
         if self.leaks:
             self.leaks.overlap(characters, rows)
 
     def _look_at_sample(self, row: int, conversation: Conversation) -> None:
-        self.repeats.add(row, conversation)
+        self.repeats.add(conversation)
         if self.leaks:
             self.leaks.same_question(row, conversation)
         if conversation.messages:
@@ -218,11 +219,9 @@ class _Examination:
             found.append(("control-tokens", *token.span()))
         return found
 
-    def _sketch(self, texts: Texts, characters: Characters, row_of_text: npt.NDArray[np.int64], rows: int) -> None:
+    def _sketch(self, texts: Texts, characters: Characters, row_of_text: npt.NDArray[np.int64], rows: slice) -> None:
         used = np.array([role != "system" for role in texts.roles], np.bool_)
-        sketches, usable = sketch(characters, row_of_text, rows, used)
-        self.sketches.append(sketches)
-        self.usable.append(usable)
+        self.sketches[rows], self.usable[rows] = sketch(characters, row_of_text, rows.stop - rows.start, used)
 
     def _look_at_languages(self, texts: Texts, characters: Characters) -> None:
         scripts = characters.scripts().tolist()
@@ -258,12 +257,9 @@ class _Examination:
         self._report_languages()
 
     def _report_near(self) -> None:
-        if not self.sketches:
-            return
-        usable = np.concatenate(self.usable)
         # What is there word for word is said already.
-        usable[list(self.repeats.again)] = False
-        for pair in near_duplicates(self.learned, np.concatenate(self.sketches), usable, 0):
+        self.usable[list(self.repeats.again)] = False
+        for pair in near_duplicates(self.learned, self.sketches, self.usable, 0):
             kind = "near-duplicates" if pair.numbers else "same-but-for-numbers"
             note = f"like {self.learned[pair.earlier].place}"
             self.cases.add(kind, pair.later, text_of(self.learned[pair.later]), end=0, note=note)

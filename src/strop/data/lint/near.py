@@ -78,18 +78,18 @@ def near_duplicates(samples: Sequence[Conversation], sketches: Sketches, usable:
     Returns:
         At most one pair for each later sample, numbers equal where there is such a pair.
     """
-    earlier, later, similarity = candidate_pairs(sketches, usable)
-    wanted = (similarity >= _PROPOSED) & (earlier < len(samples) - held_out)
+    earlier, later, similarity = candidate_pairs(sketches, usable, _PROPOSED)
+    wanted = earlier < len(samples) - held_out
     earlier, later, similarity = earlier[wanted], later[wanted], similarity[wanted]
     order = np.lexsort((-similarity, later))
+    ordered = later[order]
+    order = order[np.arange(len(order)) - np.searchsorted(ordered, ordered) < _TRIES]
     sides = lru_cache(maxsize=4096)(lambda number: _sides(samples[number]))
     best: dict[int, Pair] = {}
-    tries: dict[int, int] = {}
-    for first, second in zip(earlier[order].tolist(), later[order].tolist(), strict=True):
+    for first, second in ((int(earlier[at]), int(later[at])) for at in order):
         found = best.get(second)
-        if (found and found.numbers) or tries.get(second, 0) >= _TRIES:
+        if found and found.numbers:
             continue
-        tries[second] = tries.get(second, 0) + 1
         pair = _compared(first, second, sides(first), sides(second), asked_only=second >= len(samples) - held_out)
         if pair and (found is None or pair.numbers):
             best[second] = pair

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
 
 from strop.data.digests import question
 from strop.data.lint.cases import Cases
 from strop.data.records import Conversation
+
+_DIGEST = 12
 
 _FINAL = re.compile(
     r"####\s*(.+)|\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}|(?:answer is|答案[是为][:：]?)\s*\**([^\n。.]*)", re.IGNORECASE
@@ -46,33 +50,33 @@ def question_of(conversation: Conversation) -> str:
 
 
 class Repeats:
-    """Finds repeats while the samples pass by.
-
-    Attributes:
-        again: the samples that stand earlier as well, to where they do.
-        asked: a question's digest to the samples that ask it, repeats left out.
-    """
+    """Finds repeats while the samples pass by; of each it keeps two digests of 12 bytes."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, int] = {}
-        self.again: dict[int, int] = {}
-        self.asked: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._whole, self._asked = bytearray(), bytearray()
 
-    def add(self, row: int, conversation: Conversation) -> None:
-        """Let a sample pass by."""
-        first = self._seen.setdefault(whole_digest(conversation), row)
-        if first != row:
-            self.again[row] = first
-        elif (digest := question_digest(conversation)) is not None:
-            self.asked[digest].append(row)
+    def add(self, conversation: Conversation) -> None:
+        """Let the next sample pass by."""
+        self._whole += whole_digest(conversation)
+        self._asked += question_digest(conversation) or bytes(_DIGEST)
+
+    @cached_property
+    def again(self) -> dict[int, int]:
+        """The samples that stand earlier as well, to where they do, once all have passed by."""
+        return dict(sorted((row, rows[0]) for rows in _alike(self._whole) for row in rows[1:]))
+
+    @cached_property
+    def asked(self) -> list[list[int]]:
+        """Samples that ask one question, two or more, repeats left out, once all have passed by."""
+        groups = ([row for row in rows if row not in self.again] for rows in _alike(self._asked))
+        return [rows for rows in groups if len(rows) > 1 and any(self._asked[rows[0] * _DIGEST :][:_DIGEST])]
 
     def report(self, cases: Cases, learned: Sequence[Conversation]) -> None:
         """Say what was found."""
         for row, first in self.again.items():
             cases.add("exact-duplicates", row, text_of(learned[row]), end=0, note=f"as {learned[first].place}")
-        for rows in self.asked.values():
-            if len(rows) > 1:
-                _report_question(cases, learned, rows)
+        for rows in self.asked:
+            _report_question(cases, learned, rows)
 
 
 def _report_question(cases: Cases, learned: Sequence[Conversation], rows: list[int]) -> None:
@@ -112,9 +116,23 @@ def text_of(conversation: Conversation) -> str:
     return "\n".join(message.content for message in conversation.messages if message.role != "system")
 
 
+def _alike(digests: bytearray) -> list[list[int]]:
+    """The rows of equal digests, ascending, for each digest that two or more have; by their first rows."""
+    numbers = np.frombuffer(digests, np.dtype([("first", "<u8"), ("second", "<u4")]))
+    order = np.lexsort((numbers["second"], numbers["first"]))
+    ordered = numbers[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True)) + 1
+    starts = np.append(0, ends[:-1])
+    several = ends - starts > 1
+    groups = [
+        order[start:end].tolist() for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True)
+    ]
+    return sorted(groups)
+
+
 def _settled(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
 def _digest(raw: bytes) -> bytes:
-    return hashlib.blake2b(raw, digest_size=12).digest()
+    return hashlib.blake2b(raw, digest_size=_DIGEST).digest()

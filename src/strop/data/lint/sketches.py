@@ -109,7 +109,7 @@ def _filled(sketches: Sketches) -> Sketches:
 
 
 def candidate_pairs(
-    sketches: Sketches, usable: Flags
+    sketches: Sketches, usable: Flags, least: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Pairs of samples that are worth comparing.
 
@@ -119,26 +119,42 @@ def candidate_pairs(
     Args:
         sketches: uint32 [rows, BINS].
         usable: bool [rows].
+        least: the similarity below which a pair is of no interest; such pairs are never held.
 
     Returns:
         Earlier and later rows, int64 [pairs], and the similarity by the sketches, float32 [pairs].
     """
     rows = np.flatnonzero(usable)
-    codes: list[npt.NDArray[np.uint64]] = []
+    pairs = np.zeros(0, np.uint64)
+    similar = np.zeros(0, np.float32)
     for first in range(0, BINS, BAND):
-        band = sketches[rows, first : first + BAND].astype(np.uint64)
-        key = mixed(band[:, 0] * _SALT + mixed(band[:, 1] * _SALT + mixed(band[:, 2] + np.uint64(first))))
-        order = np.argsort(key, kind="stable")
-        key, member = key[order], rows[order].astype(np.uint64)
-        fresh = np.r_[True, key[1:] != key[:-1]]
-        leader = member[np.maximum.accumulate(np.where(fresh, np.arange(len(key)), 0))]
-        again = np.flatnonzero(~fresh)
-        codes += [leader[again] << np.uint64(32) | member[again], member[again - 1] << np.uint64(32) | member[again]]
-    pairs = np.unique(np.concatenate(codes)) if codes else np.zeros(0, np.uint64)
-    earlier = (pairs >> np.uint64(32)).astype(np.int64)
-    later = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        found = np.setdiff1d(_band_pairs(sketches, rows, first), pairs, assume_unique=True)
+        alike = _similarity(sketches, found)
+        found, alike = found[alike >= least], alike[alike >= least]
+        pairs, similar = np.concatenate([pairs, found]), np.concatenate([similar, alike])
+    order = np.argsort(pairs)
+    pairs, similar = pairs[order], similar[order]
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64), similar
+
+
+def _band_pairs(sketches: Sketches, rows: npt.NDArray[np.int64], first: int) -> Hashes:
+    """The pairs of one band, each once: the earlier row in the upper half of 64 bits, the later one in the lower."""
+    band = sketches[rows, first : first + BAND].astype(np.uint64)
+    key = mixed(band[:, 0] * _SALT + mixed(band[:, 1] * _SALT + mixed(band[:, 2] + np.uint64(first))))
+    order = np.argsort(key, kind="stable")
+    key, member = key[order], rows[order].astype(np.uint64)
+    fresh = np.r_[True, key[1:] != key[:-1]]
+    leader = member[np.maximum.accumulate(np.where(fresh, np.arange(len(key)), 0))]
+    again = np.flatnonzero(~fresh)
+    codes = [leader[again] << np.uint64(32) | member[again], member[again - 1] << np.uint64(32) | member[again]]
+    return np.unique(np.concatenate(codes))
+
+
+def _similarity(sketches: Sketches, pairs: Hashes) -> npt.NDArray[np.float32]:
+    """The share of bins in which the two of each pair agree."""
     similarity = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), 65536):
-        piece = slice(start, start + 65536)
-        similarity[piece] = (sketches[earlier[piece]] == sketches[later[piece]]).mean(axis=1)
-    return earlier, later, similarity
+        part = pairs[start : start + 65536]
+        earlier, later = part >> np.uint64(32), part & np.uint64(0xFFFFFFFF)
+        similarity[start : start + 65536] = (sketches[earlier] == sketches[later]).mean(axis=1)
+    return similarity

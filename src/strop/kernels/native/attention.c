@@ -214,18 +214,19 @@ static void attend_block(void *context, int task, int worker) {
     scatter(c, out, c->out_to, c->out_stride, block, head);
 }
 
-static attention_type describe(const float *qkv, int64_t qkv_stride, int64_t heads, int64_t kv_heads, int64_t width) {
+static attention_type describe(const float *qkv, int64_t qkv_stride, int64_t heads, int64_t kv_heads, int64_t width,
+                               double factor) {
     return (attention_type){.rows = rows_of_level(), .heads = heads, .kv_heads = kv_heads, .width = width,
                             .sharing = heads / kv_heads, .positions = block_positions(heads / kv_heads),
-                            .factor = (float)(1.0 / sqrt((double)width)), .qkv = qkv, .qkv_stride = qkv_stride};
+                            .factor = (float)factor, .qkv = qkv, .qkv_stride = qkv_stride};
 }
 
 /* qkv is [T, (heads + 2 kv_heads) width]; spans is [count, 4] (start, end, prefix start, prefix end) and covers T rows;
  * out is [T, heads · width], row_sums [heads, T]. 0, or 1 when there is no memory. */
 STROP_API int strop_attend(const float *qkv, int64_t qkv_stride, const int64_t *spans, int64_t count, int64_t heads,
-                           int64_t kv_heads, int64_t width, float *out, int64_t out_stride, float *row_sums,
-                           int64_t row_sums_stride) {
-    attention_type c = describe(qkv, qkv_stride, heads, kv_heads, width);
+                           int64_t kv_heads, int64_t width, double factor, float *out, int64_t out_stride,
+                           float *row_sums, int64_t row_sums_stride) {
+    attention_type c = describe(qkv, qkv_stride, heads, kv_heads, width, factor);
     c.out_to = out;
     c.out_stride = out_stride;
     c.row_sums = row_sums;
@@ -437,8 +438,9 @@ static int lend_sums(const attention_type *c, const block_type *blocks, chunk_ty
 STROP_API int strop_attend_backward(const float *qkv, int64_t qkv_stride, const float *out, int64_t out_stride,
                                     const float *grad, int64_t grad_stride, const float *row_sums,
                                     int64_t row_sums_stride, const int64_t *spans, int64_t count, int64_t heads,
-                                    int64_t kv_heads, int64_t width, float *grad_qkv, int64_t grad_qkv_stride) {
-    attention_type c = describe(qkv, qkv_stride, heads, kv_heads, width);
+                                    int64_t kv_heads, int64_t width, double factor, float *grad_qkv,
+                                    int64_t grad_qkv_stride) {
+    attention_type c = describe(qkv, qkv_stride, heads, kv_heads, width, factor);
     c.out = out;
     c.out_stride = out_stride;
     c.grad = grad;

@@ -22,9 +22,9 @@ enum { KIND_FLOAT32 = 0, KIND_BFLOAT16 = 1, KIND_FLOAT16 = 2 };
        float *into, int64_t into_stride, int64_t rows, int64_t columns),                                            \
       (grad, grad_stride, x, x_stride, weight, eps, into, into_stride, rows, columns))                              \
     X(void, rotate,                                                                                                 \
-      (float *x, int64_t stride, const float *cosine, const float *sine, int64_t rows, int64_t heads, int64_t half, \
-       int inverse),                                                                                                \
-      (x, stride, cosine, sine, rows, heads, half, inverse))                                                        \
+      (float *x, int64_t stride, int64_t head_stride, const float *cosine, const float *sine, int64_t rows,         \
+       int64_t heads, int64_t half, int interleaved, int inverse),                                                  \
+      (x, stride, head_stride, cosine, sine, rows, heads, half, interleaved, inverse))                                                      \
     X(void, gate,                                                                                                   \
       (const float *gate_up, int64_t stride, float *out, int64_t out_stride, int64_t rows, int64_t columns),        \
       (gate_up, stride, out, out_stride, rows, columns))                                                            \

@@ -15,8 +15,8 @@ typedef struct {
     double *losses;
     uint32_t salt, threshold;
     const float *cosine, *sine;
-    int64_t heads;
-    int inverse;
+    int64_t heads, head_stride;
+    int interleaved, inverse;
     int kind;
     const void *source;
 } call;
@@ -91,28 +91,45 @@ void ISA_NAME(normalize_backward)(const float *grad, int64_t grad_stride, const 
 
 /* --- rotary embedding -------------------------------------------------------------------------------------------- */
 
+static inline void rotate_halves(float *restrict first, float *restrict second, const float *restrict cosine,
+                                 const float *restrict sine, float sign, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = first[i], b = second[i], s = sine[i] * sign;
+        first[i] = a * cosine[i] - b * s;
+        second[i] = b * cosine[i] + a * s;
+    }
+}
+
+static inline void rotate_neighbours(float *restrict x, const float *restrict cosine, const float *restrict sine,
+                                     float sign, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float a = x[2 * i], b = x[2 * i + 1], s = sine[i] * sign;
+        x[2 * i] = a * cosine[i] - b * s;
+        x[2 * i + 1] = b * cosine[i] + a * s;
+    }
+}
+
 static void rotate_task(void *context, int task, int worker) {
     const call *c = context;
     const int64_t half = c->columns;
+    const float sign = c->inverse ? -1.0f : 1.0f;
     (void)worker;
     EACH_ROW(c, 2 * half * c->heads) {
-        const float *restrict cosine = c->cosine + row * half, *restrict sine = c->sine + row * half;
+        const float *cosine = c->cosine + row * half, *sine = c->sine + row * half;
         for (int64_t head = 0; head < c->heads; head++) {
-            float *restrict first = c->out + row * c->out_stride + head * 2 * half, *restrict second = first + half;
-            const float sign = c->inverse ? -1.0f : 1.0f;
-            for (int64_t i = 0; i < half; i++) {
-                const float a = first[i], b = second[i], s = sine[i] * sign;
-                first[i] = a * cosine[i] - b * s;
-                second[i] = b * cosine[i] + a * s;
-            }
+            float *x = c->out + row * c->out_stride + head * c->head_stride;
+            if (c->interleaved)
+                rotate_neighbours(x, cosine, sine, sign, half);
+            else
+                rotate_halves(x, x + half, cosine, sine, sign, half);
         }
     }
 }
 
-void ISA_NAME(rotate)(float *x, int64_t stride, const float *cosine, const float *sine, int64_t rows, int64_t heads,
-                      int64_t half, int inverse) {
-    call c = {.out = x, .out_stride = stride, .cosine = cosine, .sine = sine, .rows = rows, .heads = heads,
-              .columns = half, .inverse = inverse};
+void ISA_NAME(rotate)(float *x, int64_t stride, int64_t head_stride, const float *cosine, const float *sine,
+                      int64_t rows, int64_t heads, int64_t half, int interleaved, int inverse) {
+    call c = {.out = x, .out_stride = stride, .head_stride = head_stride, .cosine = cosine, .sine = sine,
+              .rows = rows, .heads = heads, .columns = half, .interleaved = interleaved, .inverse = inverse};
     run_rows(rotate_task, &c, 2 * half * heads);
 }
 

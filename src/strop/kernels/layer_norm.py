@@ -1,0 +1,46 @@
+"""Layer norm (Ba et al. 2016, arXiv:1607.06450) with a frozen weight and bias.
+
+    n = (x − mean(x)) · r        r = (mean((x − mean(x))²) + eps)^-½        y = w · n + b
+    g = dy · w                   dx = r (g − mean(g) − n · mean(g · n))
+
+The statistics are float32 whatever the dtype of x. `layer_norm` is the differentiable reference;
+`normalize` and `normalize_backward` are the same pair, written into memory that the caller gives, some rows at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Numbers that are worked on at a time: what is made on the way stays in the caches.
+_BLOCK_NUMBERS = 1 << 18
+
+
+def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Tensor:
+    """Normalises each row of x [T, D]; the result has x's dtype."""
+    return torch.nn.functional.layer_norm(x_TD.float(), weight_D.shape, weight_D, bias_D, eps).to(x_TD.dtype)
+
+
+def normalize(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
+    """Normalises each row of x [T, D] into ``out_TD`` and returns it."""
+    for rows in _blocks(x_TD):
+        out_TD[rows] = layer_norm(x_TD[rows], weight_D, bias_D, eps)
+    return out_TD
+
+
+def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
+    """Adds dx to ``into_TD`` [T, D]; ``grad_TD`` stays as it is."""
+    for rows in _blocks(x_TD):
+        normal_RD = x_TD[rows].float()
+        normal_RD = normal_RD - normal_RD.mean(dim=1, keepdim=True)
+        scale_R1 = (normal_RD.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+        normal_RD *= scale_R1
+        grad_RD = grad_TD[rows].float() * weight_D
+        along_R1 = (grad_RD * normal_RD).mean(dim=1, keepdim=True)
+        grad_RD -= grad_RD.mean(dim=1, keepdim=True)
+        into_TD[rows] += grad_RD.addcmul_(normal_RD, along_R1, value=-1).mul_(scale_R1).to(into_TD.dtype)
+
+
+def _blocks(x_TD: Tensor) -> list[slice]:
+    step = max(1, _BLOCK_NUMBERS // x_TD.shape[1])
+    return [slice(start, min(start + step, len(x_TD))) for start in range(0, len(x_TD), step)]
