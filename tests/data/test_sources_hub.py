@@ -345,3 +345,47 @@ def test_nobody_is_asked_about_local_data(hub: type[Hub], tmp_path: Path) -> Non
     assert len(list(read_records("owner/name"))) == 1
     assert whole_sources("owner/name") == str(tmp_path / "owner" / "name")
     assert hub.asked == []
+
+
+def test_offline_means_every_hub(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(list(read_records("ms:owner/name"))) == 3
+    hub.asked.clear()
+    sources_hub._repository.cache_clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert len(list(read_records("ms:owner/name"))) == 3
+    for source in ("ms:owner/other", "ms:owner/name:test"):
+        sources_hub._repository.cache_clear()
+        with pytest.raises(DataError, match="has not been fetched yet"):
+            list(read_records(source))
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("fault", ["breaks off", "longer", "elsewhere"])
+def test_no_half_file_gets_its_final_name(
+    hub: type[Hub], tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stops in the middle, sends more than it said, or sends the client to another protocol."""
+    whole = Hub.file
+
+    def file(self: Hub, name: str) -> None:
+        content = FILES[name].encode()
+        if name == "README.md":
+            whole(self, name)
+        elif fault == "elsewhere":
+            self.answer(302, b"", {"Location": "ftp://127.0.0.1/evil.jsonl"})
+        elif fault == "longer":
+            self.answer(200, content * 1000)
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:20])
+            self.close_connection = True
+
+    monkeypatch.setattr(hub, "file", file)
+    with pytest.raises(DataError) as caught:
+        list(read_records("ms:owner/name:data/train-00000.jsonl"))
+    assert caught.value.do
+    assert not list((tmp_path / "strop").rglob("train-00000.jsonl"))
+    monkeypatch.setattr(hub, "file", whole)
+    assert len(list(read_records("ms:owner/name:data/train-00000.jsonl"))) == 2

@@ -27,6 +27,7 @@ FROZEN = [
     ("train.warmup", "a number from 0 and below 1", 0.03),
     ("train.weight_decay", "a number of 0 or more", 0.0),
     ("train.clip", "a number of 0 or more", 1.0),
+    ("train.spike", "one of stop, skip, ignore", "skip"),
     ("train.save_every", "an integer of 1 or more", 100),
     ("train.seed", "an integer of 0 or more", 0),
     ("watch.every", "an integer of 1 or more", 50),

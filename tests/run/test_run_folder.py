@@ -195,6 +195,7 @@ def test_the_summary_adds_up_its_steps(finished: RunFolder):
         "state": "finished",
         "steps": 6,
         "total_steps": 6,
+        "skipped_steps": 0,
         "learned_tokens": sum(values(finished, "step", "learned_tokens")),
         "tokens_per_s": pytest.approx(sum(values(finished, "step", "tokens")) / seconds),
         "peak_bytes": max(*values(finished, "step", "memory_bytes"), *values(finished, "end", "peak_bytes")),

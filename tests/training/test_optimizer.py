@@ -99,7 +99,9 @@ def test_the_same_state_is_the_same_file(tmp_path: Path):
         optimizer.write(tmp_path / name)
     assert (tmp_path / "a" / STATE_FILE).read_bytes() == (tmp_path / "b" / STATE_FILE).read_bytes()
     tensors = load_file(tmp_path / "a" / STATE_FILE)
-    assert set(tensors) == {f"{name}.{moment}" for name in make().named() for moment in ("exp_avg", "exp_avg_sq")}
+    moments = {f"{name}.{moment}" for name in make().named() for moment in ("exp_avg", "exp_avg_sq")}
+    assert set(tensors) == {*moments, "steps"}
+    assert tensors.pop("steps").item() == 2
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 

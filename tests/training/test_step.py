@@ -200,8 +200,8 @@ def test_a_loss_that_is_not_finite_names_its_samples(
     token = next(token for token in bad.tokens.tolist() if np.sum(seen == token) == 1)
     decoder.embedding.weight_VD[token, 0] = number
     error = refused(decoder, adapter_of(decoder), pack(examples, 1), tmp_path)
-    assert error.what == "the loss is not finite"
-    assert error.found == f"NaN or infinity, in samples {bad.id}"
+    assert error.what == "step 1: the loss is not finite"
+    assert error.found == f"NaN or infinity, first in the embedding, in samples {bad.id}"
 
 
 def test_a_gradient_that_is_not_finite_names_its_matrix(decoder: Decoder, examples: list[Example], tmp_path: Path):
@@ -211,7 +211,7 @@ def test_a_gradient_that_is_not_finite_names_its_matrix(decoder: Decoder, exampl
         adapter.matrices[path][0].zero_()
         adapter.matrices[path][1].fill_(3e38)  # times A = 0 it changes no loss, but A's gradient is beyond float32
     error = refused(decoder, adapter, pack(examples, 100), tmp_path)
-    assert error.what == f"the gradient of base_model.model.{path}.lora_A.weight is not finite"
+    assert error.what == f"step 1: the gradient of base_model.model.{path}.lora_A.weight is not finite"
     assert all(str(example.id) in error.found for example in examples)
 
 
@@ -222,12 +222,13 @@ def test_a_norm_that_is_not_finite_is_refused_though_each_gradient_is(
     with torch.no_grad():
         adapter.matrices["model.layers.1.mlp.down_proj"][0].fill_(1e25)
     assert (
-        refused(decoder, adapter, pack(examples, 100), tmp_path).what == "the gradient of all gradients is not finite"
+        refused(decoder, adapter, pack(examples, 100), tmp_path).what
+        == "step 1: the gradient of all gradients is not finite"
     )
 
 
 def test_many_samples_are_named_by_the_first(decoder: Decoder):
-    error = NotFinite("loss", range(30))
+    error = NotFinite("loss", range(30), 0)
     assert error.found == "NaN or infinity, in samples 0, 1, 2, 3, 4, 5, 6, 7 …"
 
 
@@ -238,7 +239,9 @@ def test_a_run_that_diverges_stops_and_says_so(tiny: Tiny, tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     done = len(events(run, "step"))
     assert 0 < done < 6
-    assert [(event["step"], event["reason"]) for event in events(run, "stop")] == [(done, "the loss is not finite")]
+    assert [(event["step"], event["reason"]) for event in events(run, "stop")] == [
+        (done, f"step {done + 1}: the loss is not finite")
+    ]
     assert summarize(run)["state"] == "stopped"
     assert (run.path / "report.html").is_file()
     assert not run.adapter.exists()

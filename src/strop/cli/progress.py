@@ -58,6 +58,7 @@ class TerminalListener:
             "dry_run": self._on_dry_run,
             "replan": self._on_replan,
             "step": self._on_step,
+            "skip": self._on_skip,
             "watch": self._on_watch,
             "answer": self._on_answer,
             "save": self._on_save,
@@ -147,6 +148,12 @@ class TerminalListener:
             self._line(line)
         else:
             self._held_back = line
+
+    def _on_skip(self, event: Mapping[str, Any]) -> None:
+        leap = f"its loss {event['loss']:.4f} leapt above {event['bound']:.4f}"
+        self._line(f"step {event['step']}  skipped: {leap}", "bold yellow")
+        places = [str(place) for place in event["places"]]
+        self._line(f"  samples: {', '.join(places[:8])}{' …' if len(places) > 8 else ''}", "yellow")
 
     def _status(self, event: Mapping[str, Any], step: int) -> str:
         """What is said of a step: ``loss 0.8312  412 learned tok/s  1.4 GB  2 min 10 s left``."""

@@ -5,7 +5,8 @@
     .jsonl.zst      Zstandard; needs the package zstandard (strop[tables])
 
 A line longer than 64 MiB is refused before it is read whole, so that a small file which unpacks to one endless line
-costs no memory.
+costs no memory. So is a compressed file that grows more than 150-fold beyond 64 MiB, and a million blank lines in a
+row: they would cost time. Text shrinks to a third or a twentieth, rows made from a pattern to a hundredth.
 """
 
 from __future__ import annotations
@@ -28,8 +29,20 @@ MOST_LINE_BYTES = 64 << 20
 MOST_UNPACKED_BYTES = 1 << 30
 """The largest compressed file that has to be read whole, unpacked."""
 
-_PIECE = 2 << 10
-"""Packed bytes that are unpacked at once: Zstandard makes at most 32,768 times as many of them, 64 MiB."""
+MOST_GROWTH = 150
+"""How many times its size a compressed file may unpack to; gzip can reach 1,032, Zstandard more."""
+
+FREE_UNPACKED_BYTES = 64 << 20
+"""Up to here a file may grow as it likes."""
+
+_UNPACKED_PIECE = 1 << 20
+_BLANK = (b"\n", b"\r\n")
+
+MOST_BLANK_LINES = 1_000_000
+"""In a row."""
+
+_PIECE = 512
+"""Packed bytes that are unpacked at once: Zstandard makes at most 32,768 times as many of them, 16 MiB."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -66,7 +79,7 @@ def lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, bytes]]:
     Raises:
         DataError: a line is longer than 64 MiB.
     """
-    number = 0
+    number, blank = 0, 0
     while raw := stream.readline(MOST_LINE_BYTES + 1):
         number += 1
         if len(raw) > MOST_LINE_BYTES:
@@ -75,6 +88,14 @@ def lines(stream: IO[bytes], label: str) -> Iterator[tuple[int, bytes]]:
                 expected=f"at most {MOST_LINE_BYTES >> 20} MiB in a line",
                 found="more",
                 do="check that the file is what its ending says, with one row a line",
+            )
+        blank = blank + 1 if raw in _BLANK else 0
+        if blank > MOST_BLANK_LINES:
+            raise DataError(
+                f"{label}:{number} is one of very many blank lines",
+                expected=f"at most {MOST_BLANK_LINES:,} in a row",
+                found="more",
+                do="check that the file is what its ending says",
             )
         yield number, raw.removeprefix(BOM) if number == 1 else raw
 
@@ -124,10 +145,45 @@ def decoded(raw: bytes, label: str, *, first_line: int) -> str:
 def _stream(file: Path, label: str) -> IO[bytes]:
     ending = file.suffix.lower()
     if ending == ".gz":
-        return cast(IO[bytes], gzip.open(file, "rb"))
+        return _bounded(cast(IO[bytes], gzip.open(file, "rb")), file, label)
     if ending == ".zst":
-        return _zstandard(file, label)
+        return _bounded(_zstandard(file, label), file, label)
     return file.open("rb")
+
+
+def _bounded(stream: IO[bytes], file: Path, label: str) -> IO[bytes]:
+    """A stream of unpacked bytes that ends in an error where they are too many for the file."""
+    import io
+
+    most = max(FREE_UNPACKED_BYTES, file.stat().st_size * MOST_GROWTH)
+
+    class Reader(io.RawIOBase):
+        """Counts what goes through."""
+
+        def __init__(self) -> None:
+            self._count = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            piece = stream.read(min(len(buffer), _UNPACKED_PIECE))
+            self._count += len(piece)
+            if self._count > most:
+                raise DataError(
+                    f"{label} unpacks to more than {MOST_GROWTH} times its size",
+                    expected=f"at most {most >> 20:,} MiB",
+                    found="more",
+                    do="unpack it, look at it, and give the unpacked file",
+                )
+            buffer[: len(piece)] = piece
+            return len(piece)
+
+        def close(self) -> None:
+            stream.close()
+            super().close()
+
+    return io.BufferedReader(Reader(), 1 << 20)
 
 
 def _zstandard(file: Path, label: str) -> IO[bytes]:

@@ -2,13 +2,14 @@
 
 A chat template is a program from a stranger: Jinja source that comes with the model's weights. It is rendered as
 ``transformers.PreTrainedTokenizerBase.apply_chat_template`` renders it (a test holds the two to each other), in
-Jinja's immutable sandbox: it reads the messages, the names of a few special tokens and nothing else.
+a sandbox with a meter (`strop.data.sandbox`): it reads the messages, the names of a few special tokens and nothing
+else, and what it does costs no more than a conversation of that size can need.
 
-    environment   ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, {% break %} and {% continue %}
+    environment   trim_blocks, lstrip_blocks, {% break %} and {% continue %}
     variables     messages, add_generation_prompt, tools, documents (None), bos_token, eos_token, …
                   enable_thinking and thinking where it is said whether an answer reasons
     a message     role and content; reasoning_content, tool_calls, tool_call_id and name where the turn has them
-    functions     raise_exception(text), and the filter tojson without HTML escapes
+    functions     raise_exception(text), range, namespace, dict; the filter tojson without HTML escapes
     blocks        {% generation %} … {% endgeneration %} are rendered as if they were not there
 
 One name is left out on purpose: strftime_now. With it, the prompt that was trained would not be the prompt that is
@@ -21,15 +22,24 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from strop.data.metering import HOOKS, metered
 from strop.data.records import Message, ToolCall
+from strop.data.sandbox import (
+    MOST_SOURCE,
+    MOST_WORK,
+    WORK_PER_CHARACTER,
+    WORK_PER_MESSAGE,
+    Meter,
+    Sandbox,
+    TemplateRefusal,
+)
 from strop.errors import TemplateError
 
 _RUNTIME_FAULTS = (
@@ -72,14 +82,21 @@ class ChatTemplate:
         self.source = source
         self.name = name
         self.tokens = dict(tokens)
+        if len(source) > MOST_SOURCE:
+            raise TemplateError(
+                f"{name} is too long",
+                expected=f"at most {MOST_SOURCE:,} characters",
+                found=f"{len(source):,}",
+                do="check that it is a chat template, or shorten it",
+            )
         try:
-            self._template = _environment().from_string(source)
+            self._template = _Environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"{name}, line {error.lineno}: not a Jinja template", found=str(error.message), do="repair the template"
             ) from error
-        except (SyntaxError, RecursionError) as error:
-            raise TemplateError(f"{name} cannot be compiled", found=str(error), do="simplify the template") from error
+        except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError, AssertionError) as error:
+            raise TemplateError(f"{name} cannot be compiled", found=str(error)[:200], do="simplify it") from error
 
     @property
     def sha256(self) -> str:
@@ -132,21 +149,37 @@ class ChatTemplate:
         """
         mode = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         try:
-            return self._template.render(
-                messages=list(map(_as_dict, messages)),
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
+            variables = {
+                "messages": list(map(_as_dict, messages)),
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
                 **mode,
                 **self.tokens,
-            )
-        except _TemplateRefusal as error:
+            }
+            characters = sum(len(message.content) + len(message.thinking or "") for message in messages)
+            characters += sum(len(call.arguments) for message in messages for call in message.calls)
+            characters += len(json.dumps(tools)) if tools else 0
+            purse = MOST_WORK + WORK_PER_MESSAGE * len(messages) + WORK_PER_CHARACTER * characters
+            return self._rendered(variables, purse)
+        except TemplateRefusal as error:
             raise TemplateError(
-                f"{self.name} refuses the conversation: {error}",
+                f"{self.name} refuses the conversation: {str(error)[:500]}",
                 do="change the row, or the template; a template that takes no system turn needs rows without one",
             ) from error
         except _RUNTIME_FAULTS as error:
-            raise TemplateError(f"{self.name} fails: {error}", do="repair the template") from error
+            raise TemplateError(f"{self.name} fails: {str(error)[:500]}", do="repair the template") from error
+
+    def _rendered(self, variables: dict[str, Any], purse: int) -> str:
+        """The text, every piece of it paid for."""
+        meter = self._template.new_context(variables)
+        assert isinstance(meter, Meter)
+        meter.left = purse
+        pieces = []
+        for piece in self._template.root_render_func(meter):
+            meter.spend(len(piece))
+            pieces.append(piece)
+        return "".join(pieces)
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
@@ -181,10 +214,6 @@ def _arguments(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
-class _TemplateRefusal(jinja2.TemplateError):
-    """What ``raise_exception`` raises."""
-
-
 class _GenerationBlocks(Extension):
     """Accepts the markers around what an assistant generates; what is learned is found without them."""
 
@@ -196,40 +225,13 @@ class _GenerationBlocks(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-_OF_DICTS = frozenset(dir(dict))
+class _Environment(Sandbox):
+    """The sandbox, with the payments written into what it compiles."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_extension(_GenerationBlocks)
+        self.filters |= HOOKS
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, quicker where a template says ``message.role``.
-
-    Jinja asks an object for the attribute, then for the item. A dict has no attribute of such a name: the item it is.
-    """
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """``obj.attribute`` in a template."""
-        if type(obj) is dict and attribute not in _OF_DICTS and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlocks, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise _TemplateRefusal(message)
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        return metered(super()._parse(source, name, filename))

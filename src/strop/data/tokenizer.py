@@ -30,9 +30,10 @@ from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
 from strop.data.stock_templates import stock_template
 from strop.data.template import ChatTemplate
-from strop.data.tokenizer_files import read_backend, read_json
+from strop.data.tokenizer_files import raise_unless_of_the_library, read_backend, read_json
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
+from strop.foreign import read_text
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a name, by which chat templates use them."""
@@ -151,7 +152,16 @@ class Tokenizer:
         words = self._words if special else self._literal_words
         known = [words.encode(text) for text in texts] if words else [None] * len(texts)
         others = [text for text, ids in zip(texts, known, strict=True) if ids is None]
-        encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        try:
+            encoded = iter(backend.encode_batch_fast(others, add_special_tokens=False) if others else ())
+        except BaseException as error:  # noqa: BLE001 - the next line lets through what is not expected
+            raise_unless_of_the_library(error)
+            raise ModelError(
+                f"the tokenizer cannot read a text (one of {len(others):,})",
+                expected="tokens for any text",
+                found=str(error)[:200],
+                do="use the tokenizer that belongs to the model",
+            ) from None
         return [list(next(encoded).ids) if ids is None else ids for ids in known]
 
     def token_starts(self, text: str) -> list[int]:
@@ -226,8 +236,8 @@ def _read_template(folder: Path, config: Mapping[str, Any], backend: tokenizers.
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return file.read_text(encoding="utf-8"), str(file)
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(file), str(file)
+        except (OSError, ValueError) as error:
             raise ModelError(f"{file} cannot be read", found=str(error), do="save it as UTF-8 text") from error
     source = config.get("chat_template")
     if isinstance(source, list):

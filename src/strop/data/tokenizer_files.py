@@ -23,10 +23,14 @@ from typing import Any
 import tokenizers
 
 from strop.errors import ModelError
+from strop.foreign import parse_json, read_text, resolved_inside
 from strop.vocabulary.added import Added, Json, numbered
 from strop.vocabulary.pieces import pieces_json
 from strop.vocabulary.sentencepiece_file import looks_like_pieces, read_pieces
 from strop.vocabulary.tiktoken_file import KINDS, read_ranks, tiktoken_json
+
+MOST_TOKENIZER_BYTES = 64 << 20
+"""Of tokenizer.json; that of a vocabulary of 262,144 tokens has 33 MB."""
 
 # Control tokens that ChatGLM 2 and 3 have in their code alone, behind the pieces of their sentencepiece model.
 _CHATGLM = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -44,19 +48,26 @@ def read_backend(folder: Path) -> tokenizers.Tokenizer:
     file = folder / "tokenizer.json"
     try:
         if file.is_file():
-            return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+            return tokenizers.Tokenizer.from_str(read_text(file, MOST_TOKENIZER_BYTES))
         file, content = _converted(folder)
         return tokenizers.Tokenizer.from_str(json.dumps(content))
     except ModelError:
         raise
     except OSError as error:
         raise ModelError(f"{file} cannot be read", found=str(error), do="check the file and its permissions") from error
-    except Exception as error:  # the library raises nothing more precise
+    except BaseException as error:
+        raise_unless_of_the_library(error)
         raise ModelError(
             f"{file} is not a tokenizer",
-            found=str(error),
+            found=str(error)[:500],
             do="download the file again, or update the package tokenizers",
         ) from error
+
+
+def raise_unless_of_the_library(error: BaseException) -> None:
+    """Lets through what is not the tokenizers library's: it raises plain exceptions, and panics that are none."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -64,8 +75,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_text(file))
+    except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} is not a JSON object", found=type(value).__name__, do="download the file again")
@@ -95,6 +106,7 @@ def added_tokens(folder: Path) -> dict[int, Added]:
 def _converted(folder: Path) -> tuple[Path, Json]:
     """The content of a tokenizer.json, made from a file of an older format."""
     file = _older(folder)
+    resolved_inside(file)
     added = added_tokens(folder)
     family = str(read_json(folder / "config.json").get("model_type", "")).lower()
     if file.suffix != ".tiktoken" and looks_like_pieces(file):

@@ -104,7 +104,7 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
         ModelError: the base is gone or damaged.
     """
     run = open_run(Path(path))
-    recipe = from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)).recipe
+    recipe = from_yaml(run.read_recipe(), str(run.recipe)).recipe
     adapter_folder = run.adapter
     if not (adapter_folder / "adapter_config.json").is_file():
         checkpoint, _ = newest_checkpoint(run.checkpoints)
@@ -118,7 +118,7 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
         adapter_folder = checkpoint.path
     folder = model_folder(recipe.model, note)
     tokenizer = Tokenizer.from_folder(folder)
-    if tokenizer.template.sha256 != run.read_json("manifest.json")["template"]["sha256"]:
+    if tokenizer.template.sha256 != run.fact("manifest.json", "template", "sha256"):
         raise InputError(
             f"the template of run {run.path} has changed since it was trained",
             expected="the chat template that the run was trained with",

@@ -8,13 +8,14 @@ private repository needs what ``hf auth login`` keeps; Strop hands it on to the 
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 from strop.hub.repository import DATA_SET, MODEL, Kind, Repository, is_commit
-from strop.hub.store import read_repository, repository_folder, write_repository
+from strop.hub.store import offline, read_repository, repository_folder, write_repository
 from strop.hub.transfer import NotWholeError, Told, fetch_file
 
 
@@ -29,10 +30,10 @@ def look_up(name: str, revision: str, kind: Kind = DATA_SET) -> Repository:
     Raises:
         InputError: the kind's: the hub cannot be asked, or has no such repository or revision.
     """
-    kept = read_repository("hf", name, revision, kind) if is_commit(revision) or _offline() else None
+    kept = read_repository("hf", name, revision, kind) if is_commit(revision) or offline() else None
     if kept is not None:
         return kept
-    if _offline():
+    if offline():
         raise kind.error(
             f"hf:{name} has not been fetched yet",
             expected=f"a {kind.people} that is on this machine, as HF_HUB_OFFLINE says",
@@ -64,6 +65,9 @@ def download(name: str, repository: Repository, file: str) -> Path:
         DataError: it does not arrive.
     """
     hub = _library()
+    kept = hub.try_to_load_from_cache(
+        name, file, cache_dir=os.environ.get("HF_HUB_CACHE"), revision=repository.commit, repo_type="dataset"
+    )
     try:
         path = hub.hf_hub_download(
             name,
@@ -72,11 +76,27 @@ def download(name: str, repository: Repository, file: str) -> Path:
             revision=repository.commit,
             endpoint=_endpoint(),
             cache_dir=os.environ.get("HF_HUB_CACHE"),
-            local_files_only=_offline(),
+            local_files_only=offline(),
         )
     except _errors(hub) as error:
         _refuse(f"hf:{name}, file {file}", error, hub, DATA_SET)
+    if not isinstance(kept, str):
+        _verify(Path(path), repository.files.get(file, (None, None))[1], f"hf:{name}, file {file}")
     return Path(path)
+
+
+def _verify(path: Path, sha256: str | None, what: str) -> None:
+    """Compares what arrived with its hash, which the library leaves to the transport; what differs is not kept."""
+    if sha256 is None:  # a small file, which the hub keeps in git
+        return
+    with path.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise DATA_SET.error(
+            f"{what} did not arrive whole", expected=f"SHA-256 {sha256}", found=f"SHA-256 {found}", do="ask again"
+        )
 
 
 def fetch(name: str, repository: Repository, file: str, progress: Told | None = None) -> Path:
@@ -90,7 +110,7 @@ def fetch(name: str, repository: Repository, file: str, progress: Told | None = 
     if target.exists() or _linked(hub, name, repository, file, target):
         return target
     size, sha256 = repository.files.get(file, (None, None))
-    if _offline():
+    if offline():
         raise MODEL.error(
             f"hf:{name}, file {file} has not been fetched yet",
             expected="a model that is on this machine, as HF_HUB_OFFLINE says",
@@ -138,10 +158,6 @@ def _library() -> Any:
 
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _errors(hub: Any) -> tuple[type[Exception], ...]:

@@ -12,7 +12,6 @@ files of a commit lie together in $STROP_CACHE/hub, and are a model folder as an
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from strop.errors import ModelError
+from strop.foreign import read_json
 from strop.hub.hashes import cache_folder
 from strop.hub.repository import MODEL, HubId, Repository, has_hub, parse_id, refuse_strange_paths
 from strop.hub.store import repository_folder
@@ -118,7 +118,7 @@ def chosen_files(hub: HubId, repository: Repository) -> list[str]:
 
 def _with_shards(hub: HubId, repository: Repository, names: list[str], index: Path) -> list[str]:
     try:
-        shards = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        shards = {str(name) for name in read_json(index)["weight_map"].values()}
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise ModelError(f"{hub}: {INDEX} cannot be read", found=repr(error), do="take another revision") from None
     unknown = sorted(shards - set(repository.files))

@@ -9,7 +9,8 @@
     GET /api/v1/models/owner/name/repo?Revision=…&FilePath=…    the file
 
 A file is written beside its final name and takes it when its size and, where the hub tells it, its SHA-256 are right; a
-download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT names another server.
+download that was broken off is taken up where it ended. MODELSCOPE_ENDPOINT names another server. With HF_HUB_OFFLINE
+only what was fetched before is used.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from urllib.parse import quote, urlencode
 
 from strop.errors import InputError
 from strop.hub.repository import DATA_SET, MODEL, Kind, Repository, is_commit
-from strop.hub.store import read_repository, repository_folder, write_repository
+from strop.hub.store import offline, read_repository, repository_folder, write_repository
 from strop.hub.transfer import NotWholeError, Told, fetch_file, open_address
 
 _PAGE = 100
 _MOST_PAGES = 1000
+_MOST_ANSWER_BYTES = 32 << 20
 _HEADERS = {"User-Agent": "strop"}
-_ERRORS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, IndexError)
+_ERRORS = (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def look_up(name: str, revision: str, kind: Kind = DATA_SET) -> Repository:
@@ -45,9 +47,11 @@ def look_up(name: str, revision: str, kind: Kind = DATA_SET) -> Repository:
     Raises:
         InputError: the kind's: the hub cannot be asked, or has no such repository or revision.
     """
-    kept = read_repository("ms", name, revision, kind) if is_commit(revision) else None
+    kept = read_repository("ms", name, revision, kind) if is_commit(revision) or offline() else None
     if kept is not None:
         return kept
+    if offline():
+        raise _is_offline(f"ms:{name}" + (f"@{revision}" if revision else ""), kind)
     place = f"/api/v1/{kind.name}s/{quote(name)}"
     try:
         commits = _data(f"{place}/commits", Ref=revision or "master", PageNumber=1, PageSize=1)
@@ -83,6 +87,10 @@ def fetch(name: str, repository: Repository, file: str, progress: Told | None = 
 
 def _fetch(name: str, repository: Repository, file: str, progress: Told | None, kind: Kind) -> Path:
     target = repository_folder("ms", name, kind) / repository.commit / PurePosixPath(file)
+    if target.exists():
+        return target
+    if offline():
+        raise _is_offline(f"ms:{name}, file {file}", kind)
     size, sha256 = repository.files.get(file, (None, None))
     query = {"Source": "SDK", "Revision": repository.commit, "FilePath": file, "View": "False"}
     try:
@@ -133,7 +141,7 @@ def _files(identity: Any, commit: str) -> dict[str, tuple[int | None, str | None
 def _data(path: str, **query: str | int) -> Any:
     """What the API answers, without its envelope."""
     with open_address(_address(path, query), _HEADERS) as answer:
-        body = json.loads(answer.read(256 << 20))
+        body = json.loads(answer.read(_MOST_ANSWER_BYTES))
     if body.get("Data") is None:
         raise ValueError(str(body.get("Message") or "an answer without data")[:200])
     return body["Data"]
@@ -145,6 +153,15 @@ def _address(path: str, query: Mapping[str, str | int]) -> str:
     if not endpoint.startswith(("https://", "http://")):
         raise ValueError(f"MODELSCOPE_ENDPOINT is {endpoint!r}, which is no http address")
     return endpoint.rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
+
+
+def _is_offline(what: str, kind: Kind) -> InputError:
+    return kind.error(
+        f"{what} has not been fetched yet",
+        expected=f"a {kind.people} that is on this machine, as HF_HUB_OFFLINE says",
+        found="nothing kept of it",
+        do="unset HF_HUB_OFFLINE once, or name a local " + ("folder" if kind is MODEL else "file"),
+    )
 
 
 def _refusal(what: str, error: Exception, kind: Kind) -> InputError:

@@ -21,6 +21,11 @@ def repository_folder(hub: Hub, name: str, kind: Kind = DATA_SET) -> Path:
     return cache_folder() / "hub" / hub / (prefix + name.replace("/", "--"))
 
 
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE says that nothing may be asked of the network; of no hub, whatever its name."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
 def read_repository(hub: Hub, name: str, revision: str, kind: Kind = DATA_SET) -> Repository | None:
     """What is known of a revision; None where nothing is, or it cannot be read."""
     try:

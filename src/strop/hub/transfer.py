@@ -9,6 +9,7 @@ keeps two programs from writing one part.
 from __future__ import annotations
 
 import http.client
+import os
 import time
 import urllib.error
 import urllib.parse
@@ -58,6 +59,7 @@ def fetch_file(
     Raises:
         NotWholeError: it is of another size or content; nothing is kept.
         OSError: the network or the disk says no.
+        ValueError: the address, or one that it leads to, is no http, or no https behind https.
     """
     import filelock
 
@@ -87,9 +89,12 @@ def open_address(address: str, headers: Mapping[str, str]) -> Any:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, taking secrets along only within a host."""
+    """Follows redirections: secrets go along only within a host, and https leads only to https."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> Any:
+        """The request that a redirection asks for."""
+        if not newurl.startswith("https://") and not (newurl.startswith("http://") and req.type == "http"):
+            raise ValueError(f"a redirect to {newurl[:100]!r}, which is not https")
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         if following is not None and urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
             following.headers.pop("Authorization", None)
@@ -105,7 +110,7 @@ def _receive(address: str, headers: dict[str, str], staging: Path, progress: Tol
     while True:
         broken: Exception = OSError("the connection ends early")
         try:
-            _receive_once(address, headers, staging, progress)
+            _receive_once(address, headers, staging, progress, size)
         except urllib.error.HTTPError:
             raise
         except _BROKEN as error:
@@ -123,7 +128,8 @@ def _receive(address: str, headers: dict[str, str], staging: Path, progress: Tol
         time.sleep(0.05 * 4**failures)
 
 
-def _receive_once(address: str, headers: dict[str, str], staging: Path, progress: Told) -> None:
+def _receive_once(address: str, headers: dict[str, str], staging: Path, progress: Told, size: int | None) -> None:
+    """One answer, written and synced; of more than there should be, one piece too many."""
     start = staging.stat().st_size if staging.exists() else 0
     try:
         answer = open_address(address, {**headers, **({"Range": f"bytes={start}-"} if start else {})})
@@ -138,6 +144,10 @@ def _receive_once(address: str, headers: dict[str, str], staging: Path, progress
         while piece := answer.read(_PIECE):
             file.write(piece)
             progress(len(piece))
+            if size is not None and file.tell() > size:
+                break
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check(staging: Path, size: int | None, sha256: str | None) -> None:

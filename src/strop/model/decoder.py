@@ -14,7 +14,7 @@ Shapes: T tokens of the pack, N learned tokens, D hidden, H query heads, K key-v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -152,6 +152,20 @@ class Decoder:
             rows = rows_N if layer is self.layers[-1] else None
             x_TD = self._layer(layer, x_TD, adapter, angles, batch.starts, drop_keys_T, rows)
         return self.final_norm(x_TD)
+
+    def stages(
+        self, batch: Batch, adapter: Adapter | None, step_key: int | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The hidden states [T, D] on their way up, each with a name: to find where numbers stop being finite."""
+        x_TD = self.embed(batch.tokens_T)
+        yield "the embedding", x_TD
+        angles = self.rotary.angles(batch.positions_T, batch.lengths_T)
+        drop_keys_T = None
+        if step_key is not None and adapter is not None and adapter.dropout > 0:
+            drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
+        for layer in self.layers:
+            x_TD = self._layer(layer, x_TD, adapter, angles, batch.starts, drop_keys_T, None)
+            yield f"the output of layer {layer.index}", x_TD
 
     def embed(self, tokens_T: Tensor) -> Tensor:
         """Embeddings of tokens [T, D]; no gradient goes further down."""

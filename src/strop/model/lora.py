@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from strop.errors import ModelError, UsageError
+from strop.foreign import read_json, resolved_inside
 from strop.kernels.random import uniform
 from strop.model.adapter_tree import PREFIX, from_tree, targets_of, to_tree, tree_settings
 from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
@@ -25,6 +26,7 @@ from strop.model.tensor_bytes import Content, safetensors_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+MOST_RANK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +176,21 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
         ModelError: files missing or broken, an option that is not plain LoRA, or shapes of another model.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_FILE)
+        config = read_json(folder / CONFIG_FILE)
+        tensors = _tensors(folder / WEIGHTS_FILE)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        targets = targets_of(spec, config["target_modules"])
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        dropout = float(config.get("lora_dropout") or 0.0)
+        if not (1 <= rank <= MOST_RANK and 0 < alpha < 1e9 and 0 <= dropout < 1):
+            raise ValueError(f"r {rank}, lora_alpha {alpha}, lora_dropout {dropout}")
+        wanted = config["target_modules"]
+        targets = targets_of(spec, wanted)
+        if (isinstance(wanted, str) and wanted != "all-linear") or not targets:
+            raise ValueError(f"target_modules {str(wanted)[:200]!r}, where a list of projections should be")
+        with safe_open(resolved_inside(folder / WEIGHTS_FILE), framework="pt") as file:
             ours = (file.metadata() or {}).get("targets", "").split(",")
         targets = tuple(name for name in targets if name in ours or ours == [""])
         expected = tree_settings(spec, targets, rank, alpha)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as error:
         raise ModelError(
             f"{folder} holds no readable adapter",
             expected=f"{CONFIG_FILE} and {WEIGHTS_FILE}, as PEFT writes them",
@@ -200,12 +208,34 @@ def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "
             found=str(config.get("peft_type")),
             do="use an adapter of plain LoRA",
         )
-    adapter = make_adapter(
-        spec, rank=rank, alpha=alpha, dropout=float(config.get("lora_dropout", 0.0)), targets=targets, seed=0
-    )
+    adapter = make_adapter(spec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, seed=0)
     load_matrices(adapter, from_tree(spec, tensors, targets, rank), folder / WEIGHTS_FILE)
     moved = {path: _leaves(pair, device) for path, pair in adapter.matrices.items()}
     return Adapter(rank, alpha, adapter.dropout, targets, moved)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        ModelError: it is missing, damaged, or a link out of its folder.
+    """
+    try:
+        return _tensors(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} cannot be read",
+            expected="a whole safetensors file",
+            found=str(error)[:500],
+            do="use another checkpoint or adapter",
+        ) from None
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(resolved_inside(path))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def load_matrices(adapter: Adapter, tensors: dict[str, Tensor], place: Path) -> None:

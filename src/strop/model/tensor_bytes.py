@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+_DTYPES = {torch.float32: "F32", torch.int64: "I64"}
+
 Content = tuple[int, Iterable[bytes | memoryview]]
 """A file that is still to be written: its length, and its bytes piece by piece."""
 
@@ -22,7 +24,7 @@ def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
     """The file of some tensors.
 
     Args:
-        tensors: float32, on any device; their numbers are taken when their turn comes.
+        tensors: float32 or int64, on any device; their numbers are taken when their turn comes.
         metadata: texts for the head.
     """
     head = _head(tensors, metadata)
@@ -40,9 +42,13 @@ def _head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> 
     place = 0
     for name in sorted(tensors):
         tensor = tensors[name]
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"{name} is {tensor.dtype}; adapters and moments are float32")
-        head[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [place, place + tensor.nbytes]}
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} is {tensor.dtype}; adapters and moments are float32, counts are int64")
+        head[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.nbytes],
+        }
         place += tensor.nbytes
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

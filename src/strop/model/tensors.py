@@ -87,6 +87,7 @@ class ModelTensors:
         self.config = read_config(folder)
         self.spec = spec_from_config(self.config, folder / "config.json")
         self.reader = WeightReader(folder)
+        self.reader.check_layers(self.spec.layers)
         self.table = tensor_table(self.spec, self.config)
         self.reader.check({source.name: source.file_shape for source in self.table.values()})
 

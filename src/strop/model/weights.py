@@ -8,7 +8,6 @@ the folder. Pickled weights (`*.bin`, `*.pt`) are never opened.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
+from strop.foreign import MOST_CONFIG_BYTES, parse_json, read_json, resolved_inside
 from strop.hub.hashes import file_sha256
 from strop.model.prequantized import PackedState, read_packed, states_of
 
@@ -52,6 +52,16 @@ class WeightReader:
         for path in self.files:
             self._entries.update(read_header(path))
         self._packed: dict[str, PackedState] = states_of(self, self._entries)
+
+    def check_layers(self, layers: int) -> None:
+        """Refuses more layers than the files have tensors, before anything is made for each."""
+        if layers > len(self._entries):
+            raise ModelError(
+                f"{self.folder}: config.json and the weights are not of one model",
+                expected=f"{layers:,} layers, as config.json says",
+                found=f"{len(self._entries):,} tensors",
+                do="fetch the model again",
+            )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compares names and shapes with what the spec asks for, before anything is read."""
@@ -202,9 +212,14 @@ def read_tensor(entry: Entry) -> Tensor:
 def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of one file; the safetensors library checks the header (size, overlaps, end of file) first."""
     try:
-        with safe_open(path, framework="np"), path.open("rb") as file:
+        real = resolved_inside(path)
+        with real.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        if length > MOST_CONFIG_BYTES:
+            raise ValueError(f"a header of {length:,} bytes, at most {MOST_CONFIG_BYTES:,} are read")
+        with safe_open(real, framework="np"), real.open("rb") as file:
+            file.seek(8)
+            header = parse_json(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} cannot be read",
@@ -241,7 +256,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise ModelError(f"{index} cannot be read", found=repr(error), do="fetch the model again") from None
     files = []

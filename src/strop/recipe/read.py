@@ -16,7 +16,7 @@ from pathlib import Path
 from strop.errors import UsageError
 from strop.recipe.fields import FIELD, FIELDS, SECTIONS
 from strop.recipe.names import normal, suggest, suggest_section
-from strop.recipe.tree import Mapping, Node, Scalar, Sequence, decode, read_tree
+from strop.recipe.tree import MAX_BYTES, Mapping, Node, Scalar, Sequence, decode, read_tree
 from strop.recipe.values import COMMA_LISTS, Given, is_null, written
 
 
@@ -27,7 +27,8 @@ def read_file(path: Path) -> str:
         UsageError: no such file, a folder, not readable, too large, or not UTF-8.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         if path.is_dir():
             found = "a folder"

@@ -14,6 +14,7 @@ Overlong = Literal["refuse", "cut_prompt", "cut_end"]
 Learn = Literal["answers", "last", "all"]
 Thinking = Literal["keep", "drop"]
 Schedule = Literal["cosine", "linear", "constant"]
+Spike = Literal["stop", "skip", "ignore"]
 
 
 class Section(BaseModel):
@@ -79,6 +80,9 @@ class TrainSection(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.03, description="share of the steps that warms up")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's decoupled weight decay")
     clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="largest gradient norm; 0 for no clipping")
+    spike: Spike = Field(
+        default="skip", description="a step whose loss leaps out of those before it: stop | skip | ignore"
+    )
     save_every: Annotated[int, Field(ge=1)] = Field(default=100, description="steps between checkpoints")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="everything random follows from it")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import InputError, SaveError
+from strop.foreign import parse_json
 from strop.run import disk
 from strop.run.log import Mark
 
@@ -194,7 +195,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     about = path.lstat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_MANIFEST:
         raise ValueError(f"{_MANIFEST} is no file of at most {_LARGEST_MANIFEST:,} bytes")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(manifest, dict):
         raise ValueError(f"{_MANIFEST} holds no object")
     return manifest

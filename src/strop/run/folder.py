@@ -27,8 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import InputError, UsageError
+from strop.foreign import parse_json, read_bytes, read_json, read_text
 from strop.run import disk
 from strop.run.log import Mark, cut
+
+MOST_LOG_BYTES = 1 << 30
+"""Of events.jsonl and samples.jsonl: those of two million steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +75,42 @@ class RunFolder:
         """Writes a small JSON file."""
         write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """Reads a small JSON file.
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads the object of a small JSON file.
 
         Raises:
             InputError: missing or broken.
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(path)
+            if not isinstance(value, dict):
+                raise ValueError("no JSON object")
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} cannot be read",
-                expected="a file that strop train wrote",
-                found=str(error),
-                do="name the folder of a run; `strop runs` lists them",
-            ) from None
+            raise _unreadable(path, error) from None
+        return value
+
+    def fact(self, name: str, *keys: str) -> Any:
+        """A value inside a small JSON file, by the names on the way; None where there is none.
+
+        Raises:
+            InputError: the file is missing or broken.
+        """
+        value: Any = self.read_json(name)
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def read_recipe(self) -> str:
+        """The text of the recipe.
+
+        Raises:
+            InputError: missing or broken.
+        """
+        try:
+            return read_text(self.recipe)
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.recipe, error) from None
 
     def write_lines(self, name: str, values: Iterable[Mapping[str, Any]]) -> None:
         """Writes a file of one JSON object a line; none where there is no object."""
@@ -98,10 +122,14 @@ class RunFolder:
         """The objects of a log; a last line that was cut off by a kill, be it inside a character, is left out."""
         if not log.exists():
             return
+        try:
+            content = read_bytes(log, MOST_LOG_BYTES)
+        except (OSError, ValueError) as error:
+            raise _unreadable(log, error) from None
         # Only \n ends a line: an answer may hold U+2028 and the like.
-        for line in log.read_bytes().split(b"\n"):
+        for line in content.split(b"\n"):
             try:
-                value = json.loads(line)
+                value = parse_json(line)
             except ValueError:
                 continue
             if isinstance(value, dict):
@@ -153,6 +181,15 @@ class RunFolder:
         """Removes what a killed process began and did not finish."""
         disk.sweep(self.path)
         disk.sweep(self.checkpoints)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} cannot be read",
+        expected="a file that strop train wrote",
+        found=str(error),
+        do="name the folder of a run; `strop runs` lists them",
+    )
 
 
 NOTHING = Mark(0, hashlib.sha256(b"").hexdigest())

@@ -22,6 +22,7 @@ _LONGEST_FILE = 512 * 1024**2
 _LARGEST_NUMBER = 1e18
 _SMALLEST_NUMBER = 1e-30
 _MOST_BAD_LINES_NAMED = 3
+_MOST_SKIPS_NAMED = 20
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Course:
         last_step: the last step that any event names.
         forecast: what the first start event said that the run would cost, or nothing.
         replans: the events of leaner plans that took over where memory fell short.
+        skips: the events of steps that were passed over because their loss leapt, by their number.
     """
 
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -47,14 +49,15 @@ class Course:
     last_step: int = 0
     forecast: dict[str, Any] = field(default_factory=dict)
     replans: list[dict[str, Any]] = field(default_factory=list)
+    skips: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def take(self, event: dict[str, Any]) -> bool:
         """Takes the next event in; returns whether it was understood."""
         kind, step = event.get("kind"), number(event.get("step"))
-        if kind in ("step", "watch"):
+        if kind in ("step", "watch", "skip"):
             if step is None:
                 return False
-            (self.steps if kind == "step" else self.watches)[int(step)] = event
+            {"step": self.steps, "watch": self.watches, "skip": self.skips}[kind][int(step)] = event
         elif kind == "start":
             self._start(event, int(step or 0))
         elif kind == "replan":
@@ -74,6 +77,19 @@ class Course:
         self.planned = int(planned) if planned is not None else self.planned
         self.steps = {key: value for key, value in self.steps.items() if key <= step}
         self.watches = {key: value for key, value in self.watches.items() if key <= step}
+        self.skips = {key: value for key, value in self.skips.items() if key <= step}
+
+    def skipped(self) -> list[str]:
+        """What is said of the steps that were passed over."""
+        told = []
+        for step, event in sorted(self.skips.items())[:_MOST_SKIPS_NAMED]:
+            places = event.get("places")
+            listed = ", ".join(str(place)[:200] for place in places[:8]) if isinstance(places, list) else ""
+            loss, bound = number(event.get("loss")), number(event.get("bound"))
+            leap = f"its loss {loss:.4g} leapt above {bound:.4g}" if loss and bound else "its loss leapt"
+            told.append(f"Step {step} was skipped: {leap}; samples {listed}.")
+        more = len(self.skips) - len(told)
+        return [*told, f"{more} more steps were skipped; events.jsonl has them."] if more else told
 
     def values(self, name: str) -> list[tuple[int, float]]:
         """The values of one field of the steps, as (step, value) in order; steps without a finite one are left out."""
@@ -131,6 +147,7 @@ def read_run(folder: Path) -> RunFiles:
     if strange:
         run.notes.append(f"events.jsonl: {strange} events of no known shape are left out.")
     lost = len(run.course.steps) - len(run.course.values("loss"))
+    run.notes += run.course.skipped()
     if lost:
         run.notes.append(f"events.jsonl: {lost} steps have no finite loss; the charts leave them out.")
     return run

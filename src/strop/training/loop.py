@@ -19,7 +19,7 @@ from strop.model.tensor_bytes import Content
 from strop.run.checkpoint import write_checkpoint
 from strop.run.disk import File
 from strop.run.summary import summarize
-from strop.training.guards import NotFinite
+from strop.training.guards import LossSpike, NotFinite, SpikeGuard
 from strop.training.identity import plan_identity
 from strop.training.meter import memory_bytes, peak_bytes
 from strop.training.schedule import learning_rate, total_steps
@@ -53,6 +53,7 @@ def train_loop(training: Training, first_step: int) -> None:
         resumed=first_step > 0,
     )
     dry_run(training, first_step)
+    spikes = SpikeGuard(recipe.train.spike, training.run.lines(training.run.events))
     stop.check()
     done = saved = first_step
     try:
@@ -64,7 +65,7 @@ def train_loop(training: Training, first_step: int) -> None:
             if done == steps:
                 break
             stop.check()
-            _step(training, done, steps)
+            _step(training, done, steps, spikes)
             done += 1
             if (done % recipe.train.save_every == 0 or done == steps) and _save(training, done):
                 saved = done
@@ -87,17 +88,26 @@ def _leave(training: Training, done: int, steps: int, is_saved: bool) -> NoRetur
     )
 
 
-def _step(training: Training, step: int, steps: int) -> None:
-    """One optimiser step and its event."""
+def _step(training: Training, step: int, steps: int, spikes: SpikeGuard) -> None:
+    """One optimiser step and its event, or the event of why it was passed over."""
     began = time.perf_counter()
     section = training.recipe.train
     chosen = step_samples(section.seed, step, len(training.learned), section.samples_per_step)
     samples = [training.learned[index] for index in chosen]
+    ids, places = [sample.id for sample in samples], [str(sample.place) for sample in samples]
     try:
         result = with_enough_memory(training, step, lambda: _gradients(training, samples, step))
-    except NotFinite as error:
+        skipped = spikes.skips(step, result.loss, ids, places)
+    except (NotFinite, LossSpike) as error:
         training.journal.event("stop", step, reason=error.what)
         raise
+    if skipped:
+        seconds, bound = time.perf_counter() - began, spikes.bound
+        training.journal.event(
+            "skip", step + 1, loss=result.loss, bound=bound, samples=ids, places=places, seconds=seconds
+        )
+        return
+    spikes.taken(result.loss)
     rate = learning_rate(section, step, steps)
     training.optimizer.step(rate)
     seconds = time.perf_counter() - began

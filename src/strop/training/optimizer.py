@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from strop.errors import InputError
-from strop.model.lora import Adapter
+from strop.model.lora import Adapter, read_tensors
 from strop.model.tensor_bytes import Content, safetensors_file
 
 STATE_FILE = "optimizer.safetensors"
+STEPS = "steps"
+"""Its tensor of one whole number."""
+
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
@@ -52,8 +53,10 @@ class Optimizer:
         )
 
     def files(self) -> dict[str, Content]:
-        """The file of both moments of every matrix, by its name."""
+        """The file of both moments of every matrix and of how many steps were taken, by its name."""
+        # Steps that were passed over are no steps of the optimiser: its own count is kept.
         tensors = {f"{name}.{moment}": kept[name] for name in self._first for moment, kept in self._moments()}
+        tensors[STEPS] = torch.tensor(self.steps)
         return {STATE_FILE: safetensors_file(tensors)}
 
     def write(self, folder: Path) -> None:
@@ -68,15 +71,7 @@ class Optimizer:
         Raises:
             InputError: no such file, or moments of another adapter.
         """
-        try:
-            tensors = load_file(folder / STATE_FILE)
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"{folder / STATE_FILE} cannot be read",
-                expected="the optimiser's moments",
-                found=str(error),
-                do="train a new run",
-            ) from None
+        tensors = read_tensors(folder / STATE_FILE)
         for name in self._first:
             for moment, kept in self._moments():
                 found = tensors.get(f"{name}.{moment}")
@@ -88,8 +83,14 @@ class Optimizer:
                         do="the recipe of a run may not change between its start and its resumption",
                     )
                 kept[name].copy_(found)
+        taken = tensors.get(STEPS)
         for count in self._steps:
-            count.fill_(float(step))
+            count.fill_(float(step if taken is None else taken.item()))
+
+    @property
+    def steps(self) -> int:
+        """How many were taken."""
+        return int(self._steps[0].item()) if self._steps else 0
 
     def _moments(self) -> tuple[tuple[str, dict[str, Tensor]], ...]:
         return ("exp_avg", self._first), ("exp_avg_sq", self._second)

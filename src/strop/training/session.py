@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from strop.data.mixture import parse_sources
 from strop.errors import InputError, SaveError, Stopped, UsageError
 from strop.model.adapter_tree import from_tree
 from strop.model.load import load_decoder
-from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter
+from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter, read_tensors
 from strop.model.spec import DecoderSpec
 from strop.model.tensors import ModelTensors
 from strop.plan.apply import make_engine, use_processor
@@ -146,7 +144,7 @@ def _resume(
         )
     plan = _plan_of(run)
     check_device(plan.device)
-    inputs = prepare_inputs(from_yaml(run.recipe.read_text(encoding="utf-8"), str(run.recipe)), early)
+    inputs = prepare_inputs(from_yaml(run.read_recipe(), str(run.recipe)), early)
     checkpoint, skipped = _newest(run)
     kept = checkpoint.identity if checkpoint else run.read_json("manifest.json")
     accepted = check_identity(run.path, kept, inputs.identity, accept)
@@ -169,14 +167,16 @@ def _resume(
 def _plan_of(run: RunFolder) -> Plan:
     try:
         return plan_from_dict(run.read_json("plan.json"))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.path / 'plan.json'} is damaged", found=repr(error), do="train a new run") from None
 
 
 def _budget_of(run: RunFolder) -> int | None:
     """The budget that was given by hand; None where it was a share of what was free."""
-    said = run.read_json("plan.json").get("forecast", {})
-    return said.get("budget_bytes") if said.get("budget_source") == "--memory" else None
+    if run.fact("plan.json", "forecast", "budget_source") != "--memory":
+        return None
+    said = run.fact("plan.json", "forecast", "budget_bytes")
+    return said if isinstance(said, int) and said > 0 else None
 
 
 def _newest(run: RunFolder) -> tuple[Checkpoint | None, list[str]]:
@@ -310,12 +310,7 @@ def _load(
 def _take_up(spec: DecoderSpec, adapter: Adapter, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's numbers into adapter and optimiser."""
     weights = checkpoint.path / WEIGHTS_FILE
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{weights} cannot be read", expected="the adapter's matrices", found=str(error), do="train a new run"
-        ) from None
+    tensors = read_tensors(weights)
     load_matrices(adapter, from_tree(spec, tensors, adapter.targets, adapter.rank), weights)
     optimizer.read(checkpoint.path, checkpoint.step)
 

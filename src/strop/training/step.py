@@ -17,7 +17,8 @@ import torch
 
 from strop.data.packing import Pack
 from strop.kernels.random import key
-from strop.model.batch import make_batch
+from strop.model.batch import Batch, make_batch
+from strop.model.decoder import Decoder
 from strop.model.engine import Engine
 from strop.model.lora import Adapter
 from strop.training.guards import NotFinite
@@ -31,6 +32,28 @@ class StepResult:
     grad_norm: float
     learned_tokens: int
     tokens: int
+
+
+@torch.no_grad()
+def first_not_finite(decoder: Decoder, batch: Batch, adapter: Adapter, step_key: int | None) -> str:
+    """Where a number that is not finite first stands: a matrix of the adapter, or what a layer gives.
+
+    Args:
+        decoder: computes the pack once more, layer by layer.
+        batch: a pack whose loss is not finite.
+        adapter: as it was.
+        step_key: as for the gradients.
+    """
+    for name, matrix in adapter.named().items():
+        if not matrix.isfinite().all():
+            return name
+    try:
+        for place, hidden_TD in decoder.stages(batch, adapter, step_key):
+            if not hidden_TD.isfinite().all():
+                return place
+    except (MemoryError, RuntimeError):  # there was memory for one pass, not for two
+        return ""
+    return "the logits"
 
 
 def accumulate_gradients(
@@ -54,15 +77,17 @@ def accumulate_gradients(
     step_key = key(seed, "dropout", step)
     grads = adapter.zero_gradients()
     for pack in packs:
-        loss_sum += engine.gradients(make_batch(pack, engine.device), adapter, weight, step_key)
+        batch = make_batch(pack, engine.device)
+        loss_sum += engine.gradients(batch, adapter, weight, step_key)
         if not isfinite(loss_sum):
-            raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D])
+            where = first_not_finite(engine.decoder, batch, adapter, step_key)
+            raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D], step, where)
     norm = torch.nn.utils.get_total_norm(grads)
     grad_norm = norm.item()
     if not isfinite(grad_norm):
         named = adapter.named().items()
         first = next((name for name, m in named if m.grad is not None and not m.grad.isfinite().all()), "all gradients")
-        raise NotFinite(f"gradient of {first}", [int(sample) for pack in packs for sample in pack.sample_ids_D])
+        raise NotFinite(f"gradient of {first}", [int(sample) for pack in packs for sample in pack.sample_ids_D], step)
     if clip:
         torch.nn.utils.clip_grads_with_norm_(adapter.parameters(), clip, norm)
     learned_tokens, tokens = sum(pack.learned_tokens for pack in packs), sum(pack.read_tokens for pack in packs)

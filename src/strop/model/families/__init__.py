@@ -14,12 +14,16 @@ from functools import cache
 from pathlib import Path
 
 from strop.errors import ModelError
+from strop.foreign import read_json
 from strop.model.families.family import Family
 from strop.model.families.settings import Config, Settings
 from strop.model.prequantized import check_quantization
 from strop.model.spec import DecoderSpec
 
 _ADD = "docs/add-a-family.md says how to add one"
+
+# What other libraries make code of. auto_map stands in many honest configs and is not read.
+_CODE_KEYS = ("_target_", "_component_", "_attn_implementation_internal", "_experts_implementation_internal")
 
 
 @cache
@@ -81,7 +85,7 @@ def read_config(folder: Path) -> Config:
             do="point to the folder that holds the model itself",
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (ValueError, OSError) as error:
         raise ModelError(f"{path} cannot be read", found=str(error), do="fetch the model again") from None
     if not isinstance(config, dict):
@@ -95,12 +99,20 @@ def spec_from_config(config: Config, place: Path) -> DecoderSpec:
     Raises:
         ModelError: a family or a setting that is not supported, a key that is missing or broken.
     """
+    code = next((key for key in _CODE_KEYS if key in config), None)
+    if code is not None:
+        raise ModelError(
+            f"{place}: {code} names code to be run",
+            expected="numbers and names",
+            found=f"{code}: {json.dumps(config[code])[:200]}",
+            do="do not use this model: no config of an honest one has this key (CVE-2026-4372, CVE-2025-23304)",
+        )
     family = family_of(config, place)
     settings = Settings(config, place)
     check_quantization(settings.get("quantization_config"), place)
     try:
         spec = family.spec(settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = f"missing key {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{place} is incomplete or broken", found=problem, do="fetch the model again") from None
     settings.finish()

@@ -1,0 +1,345 @@
+"""Whatever bytes a reader is given, it gives a value or raises an error of Strop's own.
+
+Each reader starts from a file that is right and gets it with pieces cut out, put in or repeated, or a text made of its
+format's own marks. 10,000 inputs over all readers on every change, the same each time; `make test-slow` tries a million
+new ones (STROP_FUZZ sets how many).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_gguf import write_tiny_gguf
+
+from strop.data.conversations import RowReader
+from strop.data.records import Message
+from strop.data.sources import read_records
+from strop.data.template import ChatTemplate
+from strop.data.tokenizer import Tokenizer
+from strop.errors import StropError
+from strop.model.families import read_spec
+from strop.model.gguf_reader import GGUFModel
+from strop.model.lora import read_adapter
+from strop.model.weights import WeightReader
+from strop.recipe import from_yaml
+from strop.recipe.tree import decode
+from strop.run.checkpoint import verify
+from strop.run.folder import RunFolder
+from strop.run.report import write_report
+from strop.run.summary import summarize
+from tiny_run import Tiny
+from tiny_tokenizers import CHATML, LLAMA2
+
+Read = Callable[[Path, bytes], None]
+
+JSON_MARKS = (
+    *(b"{", b"}", b"[", b"]", b":", b",", b'"', b"\\", b"null", b"true", b"-", b"1e999", b"9" * 5000, b"NaN", b"0.1"),
+    *(
+        b"\\ud800",
+        b"\\u0000",
+        b"\x00",
+        b"\xff",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+        b"\n",
+        b"\r",
+        b"[" * 2000,
+        b'{"a":' * 400,
+    ),
+    *(b"18446744073709551616", b"-1", b'"messages"', b'"role"', b'"content"', b'"shape"', b'"data_offsets"', b'"F32"'),
+)
+YAML_MARKS = (
+    *(
+        b"- ",
+        b": ",
+        b"\n",
+        b"  ",
+        b"\t",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"&a ",
+        b"*a",
+        b"<<",
+        b"!!python/name:os.system ",
+        b"!x ",
+    ),
+    *(
+        b"|",
+        b">",
+        b"'",
+        b'"',
+        b"\\U",
+        b"\\x",
+        b"#",
+        b"---\n",
+        b"...\n",
+        b"? ",
+        b"%YAML 9.9\n",
+        b"\xff",
+        b"\x00",
+        b"\xe2\x80\xa8",
+    ),
+    *(b"train", b"data", b"model", b"lr", b"[" * 300, b"null", b"1_0", b"0x10", b".inf", b"9" * 400, b"@", b"`"),
+)
+TEMPLATE_MARKS = (
+    *(
+        b"{{",
+        b"}}",
+        b"{%",
+        b"%}",
+        b"{#",
+        b"#}",
+        b" for ",
+        b" in ",
+        b" if ",
+        b" endif ",
+        b" endfor ",
+        b" set ",
+        b" macro ",
+    ),
+    *(
+        b"messages",
+        b"loop",
+        b"namespace",
+        b"range(99999)",
+        b"10**9",
+        b" * ",
+        b" ** ",
+        b" ~ ",
+        b" % ",
+        b" | ",
+        b"tojson",
+    ),
+    *(
+        b"join",
+        b"map",
+        b"replace",
+        b"indent",
+        b"sort",
+        b".__class__",
+        b"[0]",
+        b"['role']",
+        b".content",
+        b"(",
+        b")",
+        b"'",
+        b"\\",
+    ),
+    *(
+        b"raise_exception",
+        b" recursive ",
+        b"\x00",
+        b"\xff",
+        b"9" * 500,
+        b"[",
+        b"]",
+        b"none",
+        b" is ",
+        b" endset ",
+        b"caller()",
+    ),
+)
+BINARY_MARKS = (
+    *(
+        struct.pack("<Q", number)
+        for number in (0, 1, 2, 1 << 16, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
+    ),
+    *(struct.pack("<I", kind) for kind in (0, 1, 4, 8, 9, 12, 13, 0xFFFFFFFF)),
+    *(b"\x00", b"\xff", b"GGUF", b"general.alignment", b"tokenizer.ggml.tokens", b"llama.block_count"),
+)
+
+
+def mutated(seeds: list[bytes], marks: tuple[bytes, ...]) -> st.SearchStrategy[bytes]:
+    """A right file with one to six pieces replaced, or a text of marks."""
+    edit = st.tuples(st.integers(0, 65535), st.integers(0, 24), st.sampled_from(marks) | st.binary(max_size=4))
+
+    def apply(seed: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
+        for place, length, piece in edits:
+            at = place * len(seed) >> 16
+            seed = seed[:at] + piece + seed[at + length :]
+        return seed
+
+    wrong = st.builds(apply, st.sampled_from(seeds), st.lists(edit, min_size=1, max_size=6))
+    made = st.lists(st.sampled_from(marks), max_size=24).map(b"".join)
+    return st.one_of(wrong, wrong, wrong, made)
+
+
+# ── readers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rows(name: str) -> Read:
+    def read(folder: Path, content: bytes) -> None:
+        file = folder / name
+        file.write_bytes(content)
+        reader = RowReader()
+        for record in read_records(file):
+            reader.read(record)
+
+    return read
+
+
+def recipe(folder: Path, content: bytes) -> None:
+    from_yaml(decode(content, "recipe.yaml"), "recipe.yaml")
+
+
+TURNS = [Message("system", "s"), Message("user", "question?"), Message("assistant", "<think>a</think> answer")]
+
+
+def template(folder: Path, content: bytes) -> None:
+    text = content.decode("utf-8", errors="surrogateescape")
+    ChatTemplate(text, {"bos_token": "<s>", "eos_token": "</s>"}).render(TURNS, add_generation_prompt=True)
+
+
+def file_of_model(name: str, open_model: Callable[[Path], Any]) -> Read:
+    def read(folder: Path, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        open_model(folder)
+
+    return read
+
+
+def tokenize(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.decode(tokenizer.encode("What is <|im_end|> 3 + 8?", special=False))
+
+
+def weights(folder: Path) -> None:
+    WeightReader(folder).check(read_spec(folder))
+
+
+def gguf(folder: Path, content: bytes) -> None:
+    (folder / "x.gguf").write_bytes(content)
+    GGUFModel(folder / "x.gguf")
+
+
+def checkpoint(folder: Path, content: bytes) -> None:
+    (folder / "step-000002").mkdir(exist_ok=True)
+    (folder / "step-000002" / "manifest.json").write_bytes(content)
+    verify(folder / "step-000002")
+
+
+def run_files(folder: Path, content: bytes) -> None:
+    for name in ("events.jsonl", "manifest.json", "recipe.yaml"):
+        (folder / name).write_bytes(content)
+    run = RunFolder(folder)
+    try:
+        summarize(run)
+        run.fact("manifest.json", "model", "sha256")
+    except StropError:
+        pass
+    write_report(folder)
+
+
+def adapter(folder: Path, content: bytes) -> None:
+    (folder / "adapter_config.json").write_bytes(content)
+    read_adapter(folder, read_spec(folder))
+
+
+ROWS = [
+    b'{"question": "What is 3 + 8?", "answer": "It is 11."}\n{"question": "b", "answer": "c", "weight": 0.5}\n',
+    b'{"messages": [{"role": "user", "content": "a"}, '
+    b'{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}\n',
+    b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "[]"}\n',
+]
+CHECKPOINT = {"schema": 1, "step": 2, "files": {"a": {"bytes": 3, "sha256": "0" * 64}}}
+EVENTS = b'{"kind":"start","step":0,"steps":5}\n{"kind":"step","step":1,"loss":1.5,"tokens":4,"seconds":0.1}\n' * 2
+RECIPE = b"model: m  # a\ndata:\n  train: [a.jsonl, 'b.jsonl*2']\n  eval: 0.1\ntrain: {lr: 1e-4, steps: 7}\n"
+INDEX = b'{"metadata": {"total_size": 1}, "weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}'
+SAFETENSORS = struct.pack("<Q", 64) + b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'.ljust(64) + bytes(16)
+ADAPTER = b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}'
+
+# Reader, its right inputs ("" for that of the tiny model), the marks of its format, and its share of all inputs.
+READERS: dict[str, tuple[Read, list[bytes] | str, tuple[bytes, ...], float]] = {
+    "jsonl": (rows("x.jsonl"), ROWS, JSON_MARKS, 0.16),
+    "json": (rows("x.json"), [b"[" + ROWS[1].strip() + b"]", b'{"data": [' + ROWS[2].strip() + b"]}"], JSON_MARKS, 0.1),
+    "csv": (rows("x.csv"), [b'question,answer\na,"b\n""c"""\nd,e\n'], (*JSON_MARKS, b'""', b",,"), 0.159),
+    "recipe": (recipe, [RECIPE], YAML_MARKS, 0.06),
+    "template": (template, [CHATML.encode(), LLAMA2.encode()], TEMPLATE_MARKS, 0.08),
+    "tokenizer": (file_of_model("tokenizer.json", tokenize), "tokenizer.json", JSON_MARKS, 0.04),
+    "tokenizer config": (
+        file_of_model("tokenizer_config.json", tokenize),
+        [b'{"eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}, "chat_template": [{"name": "default"}]}'],
+        JSON_MARKS,
+        0.04,
+    ),
+    "config": (file_of_model("config.json", weights), "config.json", JSON_MARKS, 0.08),
+    "safetensors": (file_of_model("model.safetensors", weights), [SAFETENSORS], (*JSON_MARKS, *BINARY_MARKS), 0.08),
+    "index": (file_of_model("model.safetensors.index.json", weights), [INDEX], JSON_MARKS, 0.06),
+    "gguf": (gguf, "gguf", BINARY_MARKS, 0.04),
+    "checkpoint": (checkpoint, [json.dumps(CHECKPOINT).encode()], JSON_MARKS, 0.06),
+    "run": (run_files, [EVENTS], JSON_MARKS, 0.011),
+    "adapter": (adapter, [ADAPTER], JSON_MARKS, 0.03),
+}
+
+
+def test_the_shares_are_all():
+    assert sum(share for *_, share in READERS.values()) == pytest.approx(1)
+
+
+@pytest.fixture
+def place(tiny: Tiny, tmp_path: Path) -> Path:
+    """A folder of a good model, on a disk in memory where there is one."""
+    import shutil
+
+    shutil.copytree(tiny.model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def fuzz(name: str, place: Path, inputs: int, *, fresh: bool) -> int:
+    read, seeds, marks, share = READERS[name]
+    if name == "gguf":
+        seeds = [write_tiny_gguf(place / "right.gguf").read_bytes()]
+    elif isinstance(seeds, str):
+        seeds = [(place / seeds).read_bytes()]
+    if name == "index":
+        (place / "model.safetensors").unlink()
+    if name == "adapter":
+        (place / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    tried = 0
+
+    @settings(
+        max_examples=round(inputs * share),
+        derandomize=not fresh,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutated(seeds, marks))
+    def try_one(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            read(place, content)
+        except StropError as error:
+            assert error.what
+            assert error.exit_code in (2, 3)
+
+    try_one()
+    return tried
+
+
+NAMES = list(READERS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_thousand_inputs(name: str, place: Path):
+    assert fuzz(name, place, 10_000, fresh=False) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_million_inputs(name: str, place: Path):
+    inputs = int(os.environ.get("STROP_FUZZ", "1000000"))
+    print(f"{name}: {fuzz(name, place, inputs, fresh=True):,} inputs")
