@@ -114,7 +114,7 @@ def poison_activation(
 ) -> tuple[Engine, str]:
     """NaN in a norm's weights: every activation from there on."""
     layer = dice.choice(engine.decoder.layers)
-    norm = dice.choice((layer.norms[ATTENTION_NORM].weight_D, layer.post_attention_norm_D))
+    norm = dice.choice((layer.norms[ATTENTION_NORM].weight_D, layer.norms[MLP_NORM].weight_D))
     norm[dice.randrange(len(norm))] = math.nan
     return engine, f"the output of layer {layer.index}"
 
