@@ -22,7 +22,7 @@ from strop.model.batch import Batch
 from strop.model.engine import Engine
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, make_adapter
-from strop.model.spec import ATTENTION_NORM, PROJECTIONS
+from strop.model.spec import ATTENTION_NORM, MLP_NORM, PROJECTIONS
 from strop.model.workspace import Work
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder
