@@ -22,7 +22,7 @@ from strop.model.batch import Batch
 from strop.model.engine import Engine
 from strop.model.load import load_decoder
 from strop.model.lora import Adapter, make_adapter
-from strop.model.spec import PROJECTIONS
+from strop.model.spec import ATTENTION_NORM, MLP_NORM, PROJECTIONS
 from strop.model.workspace import Work
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder
@@ -114,7 +114,7 @@ def poison_activation(
 ) -> tuple[Engine, str]:
     """NaN in a norm's weights: every activation from there on."""
     layer = dice.choice(engine.decoder.layers)
-    norm = dice.choice((layer.input_norm_D, layer.post_attention_norm_D))
+    norm = dice.choice((layer.norms[ATTENTION_NORM].weight_D, layer.norms[MLP_NORM].weight_D))
     norm[dice.randrange(len(norm))] = math.nan
     return engine, f"the output of layer {layer.index}"
 

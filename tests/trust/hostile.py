@@ -52,12 +52,10 @@ def open_model(folder: Path) -> None:
     """As `strop train` and `strop chat` do before anything is loaded, and one conversation; then the weights."""
     from strop.data.records import Message
     from strop.data.tokenizer import Tokenizer
-    from strop.model.families import read_spec
     from strop.model.load import load_decoder
-    from strop.model.weights import WeightReader
+    from strop.model.tensors import ModelTensors
 
-    spec = read_spec(folder)
-    WeightReader(folder).check(spec)
+    ModelTensors(folder)
     tokenizer = Tokenizer.from_folder(folder)
     text = tokenizer.template.render([Message("user", "a" * 40 + "!")], add_generation_prompt=True)
     tokenizer.encode(text, special=True)

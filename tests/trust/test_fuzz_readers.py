@@ -28,7 +28,7 @@ from strop.errors import StropError
 from strop.model.families import read_spec
 from strop.model.gguf_reader import GGUFModel
 from strop.model.lora import read_adapter
-from strop.model.weights import WeightReader
+from strop.model.tensors import ModelTensors
 from strop.recipe import from_yaml
 from strop.recipe.tree import decode
 from strop.run.checkpoint import verify
@@ -214,7 +214,7 @@ def tokenize(folder: Path) -> None:
 
 
 def weights(folder: Path) -> None:
-    WeightReader(folder).check(read_spec(folder))
+    ModelTensors(folder)
 
 
 def gguf(folder: Path, content: bytes) -> None:
