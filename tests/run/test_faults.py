@@ -223,7 +223,7 @@ def test_what_a_failed_sync_forgot_is_written_again(tmp_path: Path):
         assert isinstance(forgetful, Forgetful)
         if forgetful.syncs < number:
             break
-    assert number > 30
+    assert number > 20
 
 
 # ── the power goes ───────────────────────────────────────────────────────────────────────────────────────────────────
