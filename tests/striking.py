@@ -29,6 +29,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import faults
+
 Order = dict[str, Any]
 
 
@@ -155,11 +157,23 @@ def wait_for_step(run: Path, child: int, step: int) -> None:
         time.sleep(0.001)
 
 
+class Told(faults.Counting):
+    """Counts calls, and tells how many there were."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def do(self, _name: str, real: Callable[..., Any], _arguments: tuple[Any, ...]) -> Any:
+        self.path.write_text(str(self.count))
+        return real()
+
+
 def calls(order: Order, folder: Path, random: Random) -> dict[str, Any]:
     """A kill or an error at every n-th call."""
-    import faults
-
-    ended(fork(attempt(order, folder / "whole")))
+    counting = Told(folder / "calls")
+    ended(fork(attempt(order, folder / "whole", faults.in_place(counting))))
+    last = int(counting.path.read_text())
     codes: Counter[int] = Counter()
     runs = []
     number = random.randint(1, order["share"])
@@ -173,10 +187,10 @@ def calls(order: Order, folder: Path, random: Random) -> dict[str, Any]:
             assert ended(fork(attempt(order, run))) == 0
         runs.append(outcome(run))
         shutil.rmtree(run)
-        if number > order["calls"]:
+        if number > last:
             break
         number += order["share"]
-    return {"whole": outcome(folder / "whole"), "runs": runs, "codes": codes}
+    return {"whole": outcome(folder / "whole"), "runs": runs, "codes": codes, "calls": last}
 
 
 def signals(order: Order, folder: Path, random: Random) -> dict[str, Any]:
