@@ -137,6 +137,7 @@ def _resume(
 ) -> dict[str, Any]:
     before = summarize(run)
     if before["state"] == "finished":
+        run.sweep()  # killed while its report was written
         raise UsageError(
             f"the run {run.path} has ended",
             found="a finished run",
