@@ -33,7 +33,7 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS"):
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DOCUMENT = 256
-ROUNDS = 4
+ROUNDS = 2
 
 
 def memory_course(steps: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def time_course() -> list[dict[str, Any]]:
     """Milliseconds a token, by length of the pack and of its documents."""
     import torch
 
-    from strop.model import engine as engine_module
+    from strop.model import attention_block
     from strop.model.batch import Batch
     from strop.model.families import read_spec
     from strop.model.load import load_decoder
@@ -102,8 +102,8 @@ def time_course() -> list[dict[str, Any]]:
 
         return run
 
-    engine_module.attend = timed(engine_module.attend)
-    engine_module.attend_backward = timed(engine_module.attend_backward)
+    attention_block.attend = timed(attention_block.attend)
+    attention_block.attend_backward = timed(attention_block.attend_backward)
 
     def batch(tokens: int, document: int) -> Batch:
         starts = tuple(range(0, tokens + 1, document))
