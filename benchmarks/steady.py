@@ -33,7 +33,7 @@ for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS"):
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 DOCUMENT = 256
-ROUNDS = 2
+ROUNDS = 4
 
 
 def memory_course(steps: int) -> dict[str, Any]:
