@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from strop.data.records import Place, Record
 from strop.data.sources_stream import decoded, lines, opened, whole
 from strop.errors import DataError
+from strop.foreign import levels
 
 MOST_LEVELS = 100
 """Lists and objects inside each other; real rows have fewer than ten."""
@@ -172,7 +173,7 @@ def _decode(text: str, at: int, label: str, *, first_line: int = 1, array: bool 
     """One JSON value at a position, and the position behind it."""
     try:
         value, end = _DECODER.raw_decode(text, at)
-        if text.count("[", at, end) + text.count("{", at, end) > MOST_LEVELS and _levels(value) > MOST_LEVELS:
+        if text.count("[", at, end) + text.count("{", at, end) > MOST_LEVELS and levels(value) > MOST_LEVELS:
             raise RecursionError
     except json.JSONDecodeError as error:
         raise _broken(error, label, first_line, array=array) from error
@@ -226,17 +227,6 @@ def _refuse_more(text: str, end: int, label: str) -> None:
 def _behind_space(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
     return space.end() if space else at
-
-
-def _levels(value: Any) -> int:
-    """How deep lists and objects lie inside each other; without recursion, which is what it guards."""
-    deepest, open_values = 0, [(value, 1)]
-    while open_values:
-        inside, level = open_values.pop()
-        if isinstance(inside, dict | list):
-            deepest = max(deepest, level)
-            open_values += [(item, level + 1) for item in (inside.values() if isinstance(inside, dict) else inside)]
-    return deepest
 
 
 def _object(value: Any, place: Place) -> dict[str, Any]:
