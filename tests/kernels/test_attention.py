@@ -82,7 +82,9 @@ def check(spans, heads, kv_heads, width, **settings):
 
 
 @each_library
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(9, 3, 64), (2, 2, 16), (4, 1, 128), (3, 1, 20), (2, 1, 80), (2, 2, 96)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(9, 3, 64), (2, 2, 16), (4, 1, 128), (3, 1, 20), (2, 1, 80), (2, 2, 96)]
+)
 @pytest.mark.parametrize("spare", [0, 5])
 def test_ragged_documents(name, heads, kv_heads, width, spare):
     with select.forced(name):

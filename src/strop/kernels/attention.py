@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from strop.kernels import blas, library, select
+from strop.kernels import library, select
 from strop.kernels.attention_scores import (
     PLAIN,
     Scoring,
