@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from strop import interrupts
 from strop.errors import StropError, UsageError
 
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = interrupts.INTERRUPTED
 BROKEN_PIPE: Final = 141
 
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     as_json = _asks_for_json(tokens)
     try:
-        code = _run(tokens)
+        with interrupts.at_work():
+            code = _run(tokens)
         sys.stdout.flush()
         return code
     except StropError as error:
