@@ -12,7 +12,9 @@ def main() -> int:
 
     from strop.cli.main import main as run
 
-    return run()
+    code = run()
+    interrupts.ignore()
+    return code
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def at_work() -> Iterator[None]:
         _State.phase = "done"
 
 
+def ignore() -> None:
+    """Lets neither signal take the place of the exit code while the interpreter leaves, which takes no time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def leave_if_importing(frame: FrameType | None, do: str = _AGAIN) -> None:
     """Ends a process of the command line that is in the middle of an import; another one goes on.
 

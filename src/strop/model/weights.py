@@ -8,6 +8,7 @@ the folder. Pickled weights (`*.bin`, `*.pt`) are never opened.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,7 +263,8 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     files = []
     for name in names:
         path = folder / str(name)
-        if Path(str(name)).name != name or not path.is_file():
+        # os.path says no to a name that no file can have, where Path raises.
+        if Path(str(name)).name != name or not os.path.isfile(path):  # noqa: PTH113
             raise ModelError(
                 f"{index} names the shard {name!r}",
                 expected="a file in the same folder",
