@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from strop.model.tensor_file import safetensors_file
+from strop.model.tensor_bytes import safetensors_file
 from strop.recipe.schema import AdapterSection, TrainSection
 from strop.run.checkpoint import write_checkpoint
 from strop.run.disk import File

@@ -9,8 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -23,16 +21,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and forks of PO
 
 CHANGES = {"train.save_every": 2, "watch.every": 10, "watch.answer_tokens": 3}
 DIRECTORY = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a kill spares what the system was given, and syncs take no time there."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 def strike(tiny: Tiny, folder: Path, **order: Any) -> dict[str, Any]:
@@ -71,16 +59,16 @@ def strike(tiny: Tiny, folder: Path, **order: Any) -> dict[str, Any]:
         pytest.param(200, 800, id="200", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
 )
-def test_killed_at_random_instants(kills: int, steps: int, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="kills", kills=kills, changes={**CHANGES, "train.steps": steps})
+def test_killed_at_random_instants(kills: int, steps: int, tiny: Tiny, memory_path: Path):
+    found = strike(tiny, memory_path, do="kills", kills=kills, changes={**CHANGES, "train.steps": steps})
     assert found["codes"]["-9"] == kills
     assert set(found["codes"]) <= {"-9", "0", "2"}, "killed, ended, or killed when it had ended"
     print(f"{len(found['runs'])} runs")
 
 
 @pytest.mark.parametrize("count", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="signals", signals=count, changes={**CHANGES, "train.steps": 40})
+def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, memory_path: Path):
+    found = strike(tiny, memory_path, do="signals", signals=count, changes={**CHANGES, "train.steps": 40})
     assert sum(found["codes"].values()) == count
     # Before Strop listens the system ends the process: nothing has been written then.
     assert set(found["codes"]) <= {"0", "5", "130", "-15"}
@@ -88,8 +76,8 @@ def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, place: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="calls", share=1, changes={})
+def test_killed_at_every_call_of_a_run(tiny: Tiny, memory_path: Path):
+    found = strike(tiny, memory_path, do="calls", share=1, changes={})
     assert found["codes"] == {"-9": found["calls"], "0": 1}
     assert found["calls"] > 150
 
@@ -98,6 +86,6 @@ def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_an_error_at_every_third_call_of_a_run(code: int, for_ever: bool, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="calls", share=3, code=code, for_ever=for_ever, changes={})
+def test_an_error_at_every_third_call_of_a_run(code: int, for_ever: bool, tiny: Tiny, memory_path: Path):
+    found = strike(tiny, memory_path, do="calls", share=3, code=code, for_ever=for_ever, changes={})
     assert set(found["codes"]) <= {"0", "2", "5"}

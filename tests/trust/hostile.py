@@ -298,6 +298,9 @@ if SYMLINKS:
 
 # ── tokenizers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+for _file in ("tokenizer_config.json", "special_tokens_map.json"):
+    add(f"half a surrogate pair in {_file}", "model", text(_file, '{"eos_token": "\\ud800<|im_end|>"}'))
+
 
 def tokenizer(change: Callable[[dict[str, Any]], None]) -> Make:
     def make(folder: Path) -> None:
