@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from strop.model.starter import starter_folder
 from strop.run.folder import RunFolder
-from tiny_run import Tiny, rows, write_model, write_rows
+from tiny_run import Tiny, memory_folder, rows, write_model, write_rows
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +38,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture
-def memory_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a kill spares what the system was given, and syncs take no time there."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where there is one."""
+    with memory_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from tiny_tokenizers import CHATML, LLAMA2
 Read = Callable[[Path, bytes], None]
 
 BATCH = 10
-"""Inputs that follow from one number that hypothesis draws: drawing each by itself takes five times what reading does."""
+"""Inputs that follow from one number that hypothesis draws: drawing each takes five times what reading it does."""
 
 JSON_MARKS = (
     *(b"{", b"}", b"[", b"]", b":", b",", b'"', b"\\", b"null", b"true", b"-", b"1e999", b"9" * 5000, b"NaN", b"0.1"),
