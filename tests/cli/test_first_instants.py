@@ -4,6 +4,7 @@ What Python does before Strop's first line is not Strop's: the clock of a test s
 Linux tells in /proc (SIGTERM is caught; Python itself leaves it alone).
 """
 
+import importlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +102,15 @@ def test_ctrl_c_in_the_first_seconds(count: int, tiny: Tiny, tmp_path: Path):
             assert not list(tmp_path.glob(".*")), said
     print(f"codes { {code: codes.count(code) for code in sorted(set(codes))} }")
     assert codes.count(130) > count // 4
+
+
+def test_the_installed_command_is_the_one_that_listens_first():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"]["strop"].partition(":")
+    assert importlib.import_module(module).main is getattr(importlib.import_module("strop.__main__"), function)
+    script = "import sys, strop.__main__\nprint([name for name in sys.modules if name.startswith('strop')])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "['strop', 'strop.__main__']\n", "what it imports before it listens"
 
 
 def test_ignored_signals_stay_ignored():

@@ -229,7 +229,7 @@ def create_run(path: Path, write_record: Callable[[RunFolder], None] = lambda _:
     """
     refuse_existing(path)
     _sweep_dead(path.parent)
-    staged = path.with_name(f".{path.name}{disk.STAGED}{platform.node()}-{os.getpid()}")
+    staged = path.with_name(f".{path.name}{disk.STAGED}{_machine()}-{os.getpid()}")
     try:
         disk.make_folder(path.parent)
         disk.make_folder(staged)
@@ -249,13 +249,18 @@ def create_run(path: Path, write_record: Callable[[RunFolder], None] = lambda _:
     return RunFolder(path)
 
 
+def _machine() -> str:
+    """A short name for this machine: process numbers mean nothing on another one that shares the folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
 def _sweep_dead(parent: Path) -> None:
     """Removes the beginnings of run folders whose process was one of this machine and is gone."""
     import psutil
 
     for stray in parent.glob(f".*{disk.STAGED}*"):
         maker, _, pid = stray.name.partition(disk.STAGED)[2].rpartition("-")
-        if maker == platform.node() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if maker == _machine() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
             disk.discard(stray)
 
 
