@@ -83,6 +83,8 @@ def _take(lock: filelock.BaseFileLock, path: Path) -> bool:
     """Takes a lock; False where the file system has none that ends with its process."""
     import filelock
 
+    if (path / LOCK).is_symlink():  # older versions of the library would follow it, and empty what it leads to
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer versions of the library turn to a lock by existence, and warn
