@@ -125,7 +125,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 
 # The fast share takes every n-th call, beginning anywhere.
-SHARES = [pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+SHARES = [pytest.param(7, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 
 
 def numbers(calls: int, share: int) -> range:
