@@ -87,7 +87,17 @@ def test_a_path_that_no_file_can_have_is_no_fault_of_ours(run: Run, verb: str):
     assert f"the path {'x' * 20}" in err
     assert "found: File name too long" in err
     assert "fault in Strop" not in err
-    assert json.loads(run("plan", "y" * 300, "d", "--json")[1])["error"] == "UsageError"
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "/".join(["z" * 200] * 30), "~nobody-of-this-name/x"])
+def test_data_models_and_recipes_of_such_a_name_are_not_there(run: Run, name: str, tmp_path: Path):
+    assert "error: there is no model" in run("plan", name, "d")[2]
+    assert "no such file" in run("plan", f"{name}.yaml")[2]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {name}\ndata:\n  train: [{name}, {name}*2]\n")
+    code, _, err = run("plan", str(recipe))
+    assert code == 3
+    assert "there is no model" in err
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anywhere")

@@ -8,7 +8,6 @@ the folder. Pickled weights (`*.bin`, `*.pt`) are never opened.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
-from strop.foreign import MOST_CONFIG_BYTES, parse_json, read_json, resolved_inside
+from strop.foreign import MOST_CONFIG_BYTES, is_there, parse_json, read_json, resolved_inside
 from strop.hub.hashes import file_sha256
 from strop.model.prequantized import PackedState, read_packed, states_of
 
@@ -263,8 +262,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     files = []
     for name in names:
         path = folder / str(name)
-        # os.path says no to a name that no file can have, where Path raises.
-        if Path(str(name)).name != name or not os.path.isfile(path):  # noqa: PTH113
+        if Path(str(name)).name != name or not is_there(path) or not path.is_file():
             raise ModelError(
                 f"{index} names the shard {name!r}",
                 expected="a file in the same folder",
