@@ -9,7 +9,7 @@ import pytest
 
 from strop.model.starter import starter_folder
 from strop.run.folder import RunFolder
-from tiny_run import Tiny, rows, write_model, write_rows
+from tiny_run import Tiny, memory_folder, rows, write_model, write_rows
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A tiny model and data; not to be changed."""
     root = tmp_path_factory.mktemp("tiny")
     return Tiny(write_model(root / "model"), write_rows(root / "data.jsonl", rows()))
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where there is one."""
+    with memory_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ has no threads but one.
     errors   an error at every n-th call, once or for ever; the same
     signals  SIGINT or SIGTERM at a random instant, each in a run of its own
 
-The result is printed as JSON: what each run came to, and how the processes ended.
+The results are printed as JSON, an order a line: what each run came to, and how the processes ended.
 """
 
 from __future__ import annotations
@@ -231,15 +231,17 @@ def time_the_machine_once(folder: Path, order: Order) -> None:
 
 
 def main() -> None:
-    """Carries out an order."""
+    """Carries out orders, one after the other."""
     import strop.training.session
 
     assert strop.training.session
-    order = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    folder = Path(order["folder"])
-    time_the_machine_once(folder, {**order, "changes": {"train.steps": 1}})
-    do = {"kills": kills, "calls": calls, "signals": signals}[order["do"]]
-    print(json.dumps(do(order, folder, Random(order["seed"]))))
+    common, orders = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    time_the_machine_once(Path(common["folder"]), {**common, "changes": {"train.steps": 1}})
+    for number, order in enumerate(orders):
+        folder = Path(common["folder"]) / str(number)
+        folder.mkdir()
+        do = {"kills": kills, "calls": calls, "signals": signals}[order["do"]]
+        print(json.dumps(do({**common, **order}, folder, Random(common["seed"]))), flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,16 @@ def resolved_inside(path: Path, folder: Path | None = None) -> Path:
     return real
 
 
+def home_path(text: str | Path) -> Path:
+    """A path, with ``~`` in front of it for a home; one of nobody's stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path raises where there is no such home
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a path leads to something; a name that no file can have leads nowhere."""
+    return os.path.exists(path)  # noqa: PTH110 - Path raises at a name that is too long
+
+
 def read_text(path: Path, most: int = MOST_CONFIG_BYTES, folder: Path | None = None) -> str:
     """A file as UTF-8 text, without a byte order mark.
 

@@ -80,6 +80,40 @@ def test_a_fault_of_ours_is_one_line_and_says_so(run: Run, trained: dict[str, An
     assert 'raise call["raise"]' in err
 
 
+@pytest.mark.parametrize("verb", ["chat", "resume", "report", "runs", "eval"])
+def test_a_path_that_no_file_can_have_is_no_fault_of_ours(run: Run, verb: str):
+    code, out, err = run(verb, "x" * 300)
+    assert (code, out) == (2, "")
+    assert f"the path {'x' * 20}" in err
+    assert "found: File name too long" in err
+    assert "fault in Strop" not in err
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "/".join(["z" * 200] * 30), "~nobody-of-this-name/x"])
+def test_data_models_and_recipes_of_such_a_name_are_not_there(run: Run, name: str, tmp_path: Path):
+    assert "error: there is no model" in run("plan", name, "d")[2]
+    assert "no such file" in run("plan", f"{name}.yaml")[2]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {name}\ndata:\n  train: [{name}, {name}*2]\n")
+    code, _, err = run("plan", str(recipe))
+    assert code == 3
+    assert "there is no model" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read anywhere")
+def test_a_path_that_may_not_be_reached_is_no_fault_of_ours(run: Run, tmp_path: Path):
+    (tmp_path / "locked").mkdir(mode=0)
+    code, _, err = run("plan", str(tmp_path / "locked" / "model"), "d")
+    assert code == 2
+    assert "found: Permission denied" in err
+
+
+def test_a_fault_of_the_system_that_is_not_of_a_path_is_ours(run: Run, trained: dict[str, Any]):
+    for error in (OSError(5, "Input/output error"), PermissionError(13, "Permission denied")):
+        trained["raise"] = error
+        assert run("train", "m", "d")[0] == 1
+
+
 def test_an_interrupt_where_nothing_is_saved_is_130(run: Run, trained: dict[str, Any]):
     trained["raise"] = KeyboardInterrupt()
     code, _, err = run("train", "m", "d")

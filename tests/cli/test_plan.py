@@ -275,9 +275,10 @@ def test_bars_are_as_long_as_their_share():
 
 
 def test_names_from_outside_do_not_steer_the_terminal():
-    text = shown(choice(reason="[red]x\x1b[2J"), command="strop train \x1b[2J", subject={"model": "[b]\x1b]0;t\x07"})
-    assert "\x1b" not in text
-    assert "\x07" not in text
+    subject = {"model": "[b]\x1b]0;t\x07", "data": "abc\u202elnosj.\u2067"}
+    text = shown(choice(reason="[red]x\x1b[2J"), command="strop train \x1b[2J", subject=subject)
+    assert not {"\x1b", "\x07", "\u202e", "\u2067"} & set(text)
+    assert "abc\\u202elnosj.\\u2067" in text
     assert "[red]x\\x1b[2J" in text
     assert "[b]\\x1b]0;t\\x07" in text
 
@@ -420,6 +421,13 @@ def test_nothing_from_outside_becomes_markup(tmp_path: Path):
     assert {tag for tag, _ in trapped.tags} == {tag for tag, _ in plain.tags}
     assert trapped.text.count("alert(1)") >= 5
     assert not [name for _, attributes in trapped.tags for name in attributes if name.startswith("on")]
+
+
+def test_nothing_from_outside_steers_how_the_page_is_read(tmp_path: Path):
+    turning = "a\u202eb\u2066c\x1b[2Jd\x00\r\u200fe"
+    found = page(tmp_path, choice(reason=turning, budget_source=turning), model=turning, data=turning, command=turning)
+    assert not set("\u202e\u2066\x1b\x00\r") & set(found.source)
+    assert found.text.count("a⟨U+202E⟩b⟨U+2066⟩c⟨U+001B⟩[2Jd⟨U+0000⟩⟨U+000D⟩\u200fe") >= 5
 
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path):

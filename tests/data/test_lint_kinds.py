@@ -243,6 +243,14 @@ def test_system_prompts_that_are_missing_or_differ() -> None:
     assert "2 different ones; 3 samples" in found["system-prompts-differ"].what
 
 
+@pytest.mark.parametrize("prompts", [("You are a sailor.", "你是水手。"), ("你是水手。", "You are a sailor.")])
+def test_of_system_prompts_as_frequent_the_first_is_the_usual_one(prompts: tuple[str, str]) -> None:
+    """In every process: hashes of texts, which differ from one to the next, decide nothing."""
+    rows = [sample(f"{QUESTION} {n}", f"{n}: {ANSWER}", n, prompts[n % 2]) for n in (2, 3, 4, 5)]
+    found = {finding.kind: finding for finding in lint(rows)}
+    assert [one.place.line for one in found["system-prompts-differ"].instances] == [3, 5]
+
+
 def test_what_is_there_twice() -> None:
     found = {one.kind: one for one in lint(samples((QUESTION, ANSWER), (CHINESE, CHINESE_ANSWER), (QUESTION, ANSWER)))}
     assert found.keys() == {"exact-duplicates", "languages"}

@@ -148,7 +148,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             if revision not in ("", "main", "v1", COMMIT):
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
                 return
-            siblings = [{"rfilename": name, "size": len(text)} for name, text in FILES.items()]
+            siblings = [
+                {"rfilename": name, "size": len(text)}
+                | ({"lfs": {"size": len(text), "sha256": sha(text), "pointerSize": 1}} if "-00000" in name else {})
+                for name, text in FILES.items()
+            ]
             self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
         elif path.startswith(f"/datasets/owner/name/resolve/{COMMIT}/"):
             self.file(path.partition(f"{COMMIT}/")[2])
@@ -322,13 +326,20 @@ def test_a_hub_that_keeps_breaking_off_is_told_of(hub: type[Hub], kind: str, mon
     assert len(list(read_records(f"{kind}:owner/name"))) == 3
 
 
-def test_a_damaged_download_is_refused_and_not_kept(hub: type[Hub], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hf", "ms"])
+def test_a_damaged_download_is_refused_and_not_kept(hub: type[Hub], kind: str, tmp_path: Path) -> None:
+    """On Hugging Face a file of LFS, whose hash the hub tells; as long as it should be."""
+    source, content = f"{kind}:owner/name:data/train-00000.jsonl", FILES["data/train-00000.jsonl"]
+    sources_hub.pinned(HubId("hf" if kind == "hf" else "ms", "owner/name"))
     hub.damaged = True
-    with pytest.raises(DataError, match="did not arrive whole"):
-        list(read_records("ms:owner/name:data/train-00000.jsonl"))
-    assert not list((tmp_path / "strop").rglob("train-00000.jsonl*"))
+    with pytest.raises(DataError, match="did not arrive whole") as caught:
+        list(read_records(source))
+    assert sha(content)[:16] in caught.value.expected
+    kept = [path for folder in ("strop", "hf") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert not [path for path in kept if path.read_bytes().startswith(content[:20].encode())]
+    assert not [path for path in (tmp_path / "hf").rglob("train-00000.jsonl") if path.is_symlink()]
     hub.damaged = False
-    assert len(list(read_records("ms:owner/name:data/train-00000.jsonl"))) == 2
+    assert len(list(read_records(source))) == 2
 
 
 def test_a_path_that_leads_out_of_the_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

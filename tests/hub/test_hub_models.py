@@ -260,6 +260,23 @@ def test_files_that_another_program_fetched_are_taken(hub: type[Hub], tmp_path: 
     assert not any(path.endswith(("model-1.safetensors", "/config.json")) for path in hub.asked)
 
 
+def test_what_another_program_has_and_is_damaged_is_not_taken(
+    hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hf" / "models--owner--name" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    whole = FILES["model-1.safetensors"]
+    (snapshot / "model-1.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    pinned_model(HubId("hf", "owner/name"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="has not been fetched yet"):
+        fetch_model(HubId("hf", "owner/name"))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    folder = fetch_model(HubId("hf", "owner/name"))
+    assert (folder / "model-1.safetensors").read_bytes() == whole
+    assert not (folder / "model-1.safetensors").is_symlink()
+
+
 def test_offline_takes_what_is_here_and_says_what_is_not(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = model_folder("hf:owner/name")
     hub.asked.clear()

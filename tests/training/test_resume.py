@@ -443,44 +443,67 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_that_can_be_resumed(
     assert course(RunFolder(tmp_path / "run")) == whole
 
 
-# Sends itself signals inside the gradients of a step: real ones, to a real process, at a known place.
+# Sends itself signals inside the gradients of a step: real ones, to a real process, at a known place. What each process
+# is to be struck with comes from standard input; all are forks of one that has imported everything.
 STRUCK = """
-import os, signal, sys
+import json, os, signal, sys
 from strop.cli.main import main
-from strop.training import loop
+from strop.training import loop, session
 
-def struck(*arguments, **named):
-    if named["step"] == 3:
-        for name in os.environ["STRIKES"].split():
-            os.kill(os.getpid(), getattr(signal, name))
-    return accumulate_gradients(*arguments, **named)
+def strike(strikes, line, said):
+    def struck(*arguments, **named):
+        if named["step"] == 3:
+            for name in strikes.split():
+                os.kill(os.getpid(), getattr(signal, name))
+        return accumulate_gradients(*arguments, **named)
 
-accumulate_gradients, loop.accumulate_gradients = loop.accumulate_gradients, struck
-sys.exit(main(sys.argv[1:]))
+    accumulate_gradients, loop.accumulate_gradients = loop.accumulate_gradients, struck
+    for stream, place in ((1, said + ".out"), (2, said + ".err")):
+        os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), stream)
+    code = main(line)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for strikes, line, said in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        strike(strikes, line, said)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+STRIKES = {"SIGINT": (5, [2, 4]), "SIGINT SIGINT": (130, [2]), "SIGKILL": (-9, [2])}
+
+
+@pytest.fixture(scope="module")
+def struck(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunFolder, int, str, str]]:
+    """The run of each process, its code, and what it said."""
+    root = tmp_path_factory.mktemp("struck")
+    runs = {strikes: RunFolder(root / f"run-{number}") for number, strikes in enumerate(STRIKES)}
+    orders = [(strikes, tiny.flags(run.path), str(run.path)) for strikes, run in runs.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", STRUCK]
+    done = subprocess.run(line, input=json.dumps(orders), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    codes = map(int, done.stdout.split())
+    return {
+        strikes: (run, code, *(Path(f"{run.path}.{stream}").read_text() for stream in ("out", "err")))
+        for (strikes, run), code in zip(runs.items(), codes, strict=True)
+    }
 
 
 @signals
-@pytest.mark.parametrize(
-    ("strikes", "code", "saved"),
-    [("SIGINT", 5, [2, 4]), ("SIGINT SIGINT", 130, [2]), ("SIGKILL", -9, [2])],
-    ids=["once", "twice", "kill -9"],
-)
+@pytest.mark.parametrize("strikes", STRIKES)
 def test_a_struck_process_is_resumed_by_another_to_the_same_bytes(
-    strikes: str, code: int, saved: list[int], tiny: Tiny, whole: dict[str, Any], tmp_path: Path
+    strikes: str, struck: dict[str, tuple[RunFolder, int, str, str]], whole: dict[str, Any]
 ):
-    line = [sys.executable, "-c", STRUCK, *tiny.flags(tmp_path / "run")]
-    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "STRIKES": strikes}, check=False)
-    run = RunFolder(tmp_path / "run")
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    code, saved = STRIKES[strikes]
+    run, left_with, out, err = struck[strikes]
+    assert left_with == code, err
+    assert out == ""
+    assert "Traceback" not in err
     assert values(run, "save", "step") == saved
     if code == 5:
-        assert (
-            f"stopped: stopped by SIGINT after step 4 of 6, and saved\n        do: strop resume {run.path}"
-            in done.stderr
-        )
+        assert f"stopped: stopped by SIGINT after step 4 of 6, and saved\n        do: strop resume {run.path}" in err
     if code != 5:
         resume_run(run.path)
     else:
@@ -494,7 +517,7 @@ def test_a_struck_process_is_resumed_by_another_to_the_same_bytes(
 @signals
 def test_a_signal_from_outside_stops_the_command_line(tiny: Tiny, tmp_path: Path):
     run = RunFolder(tmp_path / "run")
-    changes = {"train.steps": 1_000_000, "watch.every": 1_000_000, "train.save_every": 1_000_000}
+    changes = {"train.steps": 20_000, "watch.every": 20_000, "train.save_every": 20_000}
     line = [sys.executable, "-m", "strop", *tiny.flags(run.path, changes)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not events(run, "step"):

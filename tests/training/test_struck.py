@@ -9,15 +9,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
 import pytest
 
-from tiny_run import Tiny
+from tiny_run import Tiny, memory_folder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and forks of POSIX")
 
@@ -25,34 +23,34 @@ CHANGES = {"train.save_every": 2, "watch.every": 10, "watch.answer_tokens": 3}
 DIRECTORY = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: a kill spares what the system was given, and syncs take no time there."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+Order = dict[str, Any]
 
 
-def strike(tiny: Tiny, folder: Path, **order: Any) -> dict[str, Any]:
-    """Carries out an order of `striking` and checks that every run came to what the undisturbed one came to."""
+def strike(tiny: Tiny, *orders: Order) -> list[dict[str, Any]]:
+    """Carries out orders of `striking` and checks that every run came to what the undisturbed one came to."""
     seed = SystemRandom().randrange(10**9)
     print(f"seed {seed}")
-    path = folder / "order.json"
-    places = {"model": str(tiny.model), "data": str(tiny.data), "folder": str(folder), "seed": seed}
-    path.write_text(json.dumps({**places, **order}))
-    done = subprocess.run(
-        [sys.executable, str(DIRECTORY / "striking.py"), str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with memory_folder() as folder:
+        path = folder / "orders.json"
+        common = {"model": str(tiny.model), "data": str(tiny.data), "folder": str(folder), "seed": seed}
+        path.write_text(json.dumps([common, orders]))
+        done = subprocess.run(
+            [sys.executable, str(DIRECTORY / "striking.py"), str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"codes {found['codes']}; {done.stderr.splitlines()[-1:]}")
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for order, found in zip(orders, results, strict=True):
+        print(f"{order['do']}: codes {found['codes']}; {done.stderr.splitlines()[-1:]}")
+        check(order, found)
+    return results
+
+
+def check(order: Order, found: dict[str, Any]) -> None:
     assert found["whole"]["strays"] == []
     for run in found["runs"]:
         if order.get("code") and run["saves"][-1:] != found["whole"]["saves"][-1:]:
@@ -61,35 +59,53 @@ def strike(tiny: Tiny, folder: Path, **order: Any) -> dict[str, Any]:
         if order["do"] == "signals" or order.get("code"):  # a stop saves once more, a failed save once less
             run["saves"] = found["whole"]["saves"]
         assert run == found["whole"]
-    return found
 
 
-@pytest.mark.parametrize(
-    ("kills", "steps"),
-    [
-        pytest.param(20, 150, id="20"),
-        pytest.param(200, 800, id="200", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
-    ],
-)
-def test_killed_at_random_instants(kills: int, steps: int, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="kills", kills=kills, changes={**CHANGES, "train.steps": steps})
-    assert found["codes"]["-9"] == kills
+def kills(count: int, steps: int) -> Order:
+    return {"do": "kills", "kills": count, "changes": {**CHANGES, "train.steps": steps}}
+
+
+def signals(count: int) -> Order:
+    return {"do": "signals", "signals": count, "changes": {**CHANGES, "train.steps": 40}}
+
+
+def check_kills(found: dict[str, Any], count: int) -> None:
+    assert found["codes"]["-9"] == count
     assert set(found["codes"]) <= {"-9", "0", "2"}, "killed, ended, or killed when it had ended"
     print(f"{len(found['runs'])} runs")
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_asked_to_stop_at_random_instants(count: int, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="signals", signals=count, changes={**CHANGES, "train.steps": 40})
+def check_signals(found: dict[str, Any], count: int) -> None:
     assert sum(found["codes"].values()) == count
     # Before Strop listens the system ends the process: nothing has been written then.
     assert set(found["codes"]) <= {"0", "5", "130", "-15"}
 
 
+def test_killed_and_asked_to_stop_at_random_instants(tiny: Tiny):
+    """The fast share of the two tests that follow, in one process that imports everything once."""
+    killed, asked = strike(tiny, kills(20, 100), signals(5))
+    check_kills(killed, 20)
+    check_signals(asked, 5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="calls", share=1, changes={})
+def test_killed_at_random_instants(tiny: Tiny):
+    (found,) = strike(tiny, kills(200, 800))
+    check_kills(found, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_asked_to_stop_at_random_instants(tiny: Tiny):
+    (found,) = strike(tiny, signals(100))
+    check_signals(found, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_every_call_of_a_run(tiny: Tiny):
+    (found,) = strike(tiny, {"do": "calls", "share": 1, "changes": {}})
     assert found["codes"] == {"-9": found["calls"], "0": 1}
     assert found["calls"] > 150
 
@@ -98,6 +114,6 @@ def test_killed_at_every_call_of_a_run(tiny: Tiny, place: Path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_an_error_at_every_third_call_of_a_run(code: int, for_ever: bool, tiny: Tiny, place: Path):
-    found = strike(tiny, place, do="calls", share=3, code=code, for_ever=for_ever, changes={})
+def test_an_error_at_every_third_call_of_a_run(code: int, for_ever: bool, tiny: Tiny):
+    (found,) = strike(tiny, {"do": "calls", "share": 3, "code": code, "for_ever": for_ever, "changes": {}})
     assert set(found["codes"]) <= {"0", "2", "5"}

@@ -282,6 +282,7 @@ add("a shard in ../", "model", index({"weight_map": {"a": "../elsewhere.safetens
 add("a shard by absolute path", "model", index({"weight_map": {"a": "/etc/passwd"}}))
 add("a shard of Windows' kind", "model", index({"weight_map": {"a": "..\\elsewhere.safetensors"}}))
 add("a shard with NUL", "model", index({"weight_map": {"a": "x\0.safetensors"}}))
+add("a shard of a name that no file can have", "model", index({"weight_map": {"a": "x" * 300}}))
 add("a shard that is a number", "model", index({"weight_map": {"a": 5}}))
 add("a shard that is a list", "model", index({"weight_map": {"a": [["x"]]}}))
 add("an index nested deep", "model", index("[" * 100_000))
@@ -296,6 +297,9 @@ if SYMLINKS:
 
 
 # ── tokenizers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+for _file in ("tokenizer_config.json", "special_tokens_map.json"):
+    add(f"half a surrogate pair in {_file}", "model", text(_file, '{"eos_token": "\\ud800<|im_end|>"}'))
 
 
 def tokenizer(change: Callable[[dict[str, Any]], None]) -> Make:

@@ -12,15 +12,20 @@ Any other exception is a fault of Strop's and says so; STROP_TRACEBACK=1 shows w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
+from strop import interrupts
 from strop.errors import StropError, UsageError
 
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = interrupts.INTERRUPTED
 BROKEN_PIPE: Final = 141
+
+_OF_THE_PATH: Final = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS)
+_SHOWN_PATH: Final = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     as_json = _asks_for_json(tokens)
     try:
-        code = _run(tokens)
+        with interrupts.at_work():
+            code = _run(tokens)
         sys.stdout.flush()
         return code
     except StropError as error:
@@ -56,12 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # a standard output without a file behind it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _OF_THE_PATH or error.filename is None:
+            return _fault(error, as_json)
+        return _report(_unusable(error), UsageError.exit_code, as_json)
     except Exception as error:  # noqa: BLE001 - the outermost frame: whatever is not ours to expect is our fault
-        if os.environ.get("STROP_TRACEBACK", "") not in ("", "0"):
-            import traceback
-
-            traceback.print_exc()
-        return _report(_our_fault(error), 1, as_json)
+        return _fault(error, as_json)
 
 
 def _run(tokens: list[str]) -> int:
@@ -101,12 +107,27 @@ def _asks_for_help(tokens: Sequence[str]) -> bool:
     return any(token in ("--help", "-h", "--version") for token in tokens)
 
 
-def _our_fault(error: Exception) -> StropError:
-    line = " ".join(str(error).split())[:300]
-    return StropError(
-        f"{type(error).__name__}: {line}" if line else type(error).__name__,
-        do="this is a fault in Strop; run again with STROP_TRACEBACK=1 to see where",
+def _unusable(error: OSError) -> UsageError:
+    """What the system says of a path that the user named, or that a file of theirs names."""
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    return UsageError(
+        f"the path {path if len(path) <= _SHOWN_PATH else path[:_SHOWN_PATH] + '…'} cannot be used",
+        expected="one that may be read and written here",
+        found=error.strerror or str(error),
+        do="name another one, or put its permissions right",
     )
+
+
+def _fault(error: Exception, as_json: bool) -> int:
+    """Reports a fault of ours, from inside the clause that caught it."""
+    if os.environ.get("STROP_TRACEBACK", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exc()
+    line = " ".join(str(error).split())[:300]
+    said = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    do = "this is a fault in Strop; run again with STROP_TRACEBACK=1 to see where"
+    return _report(StropError(said, do=do), StropError.exit_code, as_json)
 
 
 def _report(error: StropError, code: int, as_json: bool) -> int:

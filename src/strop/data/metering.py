@@ -21,7 +21,7 @@ import jinja2
 from jinja2 import nodes, pass_context
 from jinja2.visitor import NodeTransformer
 
-from strop.data.sandbox import Meter
+from strop.data.prices import Meter
 
 MOST_NODES: Final = 20_000
 """Of a parsed template; the longest that models come with have about 3,000."""

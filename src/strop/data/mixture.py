@@ -16,7 +16,6 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +24,7 @@ from strop.data.records import Record
 from strop.data.sources import read_records
 from strop.data.split import row_key
 from strop.errors import UsageError
+from strop.foreign import home_path, is_there
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -200,7 +200,7 @@ def _smallest(
 
 
 def _parse(text: str) -> Source:
-    match = None if Path(text).expanduser().exists() else _AMOUNT.fullmatch(text)
+    match = None if is_there(home_path(text)) else _AMOUNT.fullmatch(text)
     if match is None:
         return Source(text)
     path, weight, count = match.groups()
@@ -219,8 +219,8 @@ def whole_path(path: str, note: Callable[[str], None] | None = None) -> str:
     Raises:
         DataError: a hub cannot be asked.
     """
-    local = Path(path).expanduser()
-    if local.exists():
+    local = home_path(path)
+    if is_there(local):
         return str(local.resolve())
     from strop.data.sources_hub import hub_id, pinned
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from strop.data.mixture import Mixture, Source
 from strop.data.records import Record
 from strop.data.sources import files_of
 from strop.data.split import choose_rows
+from strop.foreign import home_path
 
 
 class Reading:
@@ -73,7 +73,7 @@ class Reading:
         digest = hashlib.sha256()
         try:
             for source, file, _ in self._files:
-                root = Path(source.path).expanduser()
+                root = home_path(source.path)
                 name = file.relative_to(root).as_posix() if root.is_dir() else file.name
                 digest.update(json.dumps([name, source.weight, source.count]).encode("ascii"))
                 with file.open("rb", buffering=0) as opened:

@@ -27,6 +27,7 @@ from strop.data.sources_json import read_lines, read_whole
 from strop.data.sources_stream import COMPRESSIONS, whole
 from strop.data.sources_tables import read_arrow, read_cells, read_parquet
 from strop.errors import DataError
+from strop.foreign import home_path, is_there
 
 Reader = Callable[[Path, str], Iterator[Record]]
 
@@ -98,8 +99,8 @@ def files_of(source: str | Path) -> list[tuple[Path, str]]:
     Raises:
         DataError: there are none, or it is not clear which are meant.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = home_path(source)
+    if not is_there(path):
         from strop.data.sources_hub import fetch, hub_id
 
         if (hub := hub_id(str(source))) is not None:

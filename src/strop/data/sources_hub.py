@@ -25,6 +25,7 @@ from typing import Any
 
 from strop.data.naming import SPLITS, natural, split_of
 from strop.errors import DataError
+from strop.foreign import is_there
 from strop.hub.repository import DATA_SET, Hub, HubId, Repository, has_hub, parse_id, refuse_strange_paths
 
 Note = Callable[[str], None]
@@ -42,7 +43,7 @@ def hub_id(text: str) -> HubId | None:
     if hub is not None and not has_hub(text):
         from strop.data.sources import format_of
 
-        if format_of(PurePosixPath(hub.name)) or Path(hub.name).parent.exists():
+        if format_of(PurePosixPath(hub.name)) or is_there(Path(hub.name).parent):
             return None
     return hub
 

@@ -30,16 +30,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from strop.data.metering import HOOKS, metered
+from strop.data.prices import MOST_WORK, WORK_PER_CHARACTER, WORK_PER_MESSAGE, Meter
 from strop.data.records import Message, ToolCall
-from strop.data.sandbox import (
-    MOST_SOURCE,
-    MOST_WORK,
-    WORK_PER_CHARACTER,
-    WORK_PER_MESSAGE,
-    Meter,
-    Sandbox,
-    TemplateRefusal,
-)
+from strop.data.sandbox import MOST_SOURCE, Sandbox, TemplateRefusal
 from strop.errors import TemplateError
 
 _RUNTIME_FAULTS = (

@@ -76,6 +76,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         value = parse_json(read_text(file))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text: the tokenizer refuses it
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read", found=str(error), do="download the file again") from error
     if not isinstance(value, dict):

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+from strop.hub.hashes import file_sha256
 from strop.hub.repository import DATA_SET, MODEL, Kind, Repository, is_commit
 from strop.hub.store import offline, read_repository, repository_folder, write_repository
 from strop.hub.transfer import NotWholeError, Told, fetch_file
@@ -133,12 +134,17 @@ def fetch(name: str, repository: Repository, file: str, progress: Told | None = 
 
 
 def _linked(hub: Any, name: str, repository: Repository, file: str, target: Path) -> bool:
-    """Take a file out of the library's own cache, where another program has put it."""
+    """Take a file out of the library's own cache, where another program has put it, if it is what the hub names.
+
+    The hash is remembered, so what identifies the model later is not computed twice.
+    """
     found = hub.try_to_load_from_cache(
         name, file, cache_dir=os.environ.get("HF_HUB_CACHE"), revision=repository.commit, repo_type="model"
     )
-    size = repository.files.get(file, (None, None))[0]
+    size, sha256 = repository.files.get(file, (None, None))
     if not isinstance(found, str) or (size is not None and Path(found).stat().st_size != size):
+        return False
+    if sha256 is not None and file_sha256(Path(found)) != sha256:
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

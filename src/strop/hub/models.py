@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from strop.errors import ModelError
-from strop.foreign import read_json
+from strop.foreign import is_there, read_json
 from strop.hub.hashes import cache_folder
 from strop.hub.repository import MODEL, HubId, Repository, has_hub, parse_id, refuse_strange_paths
 from strop.hub.store import repository_folder
@@ -49,7 +49,7 @@ def model_id(text: str) -> HubId | None:
     hub = parse_id(text)
     if hub is None or has_hub(text):
         return hub
-    return None if hub.name.endswith((".gguf", ".safetensors")) or Path(hub.name).parent.exists() else hub
+    return None if hub.name.endswith((".gguf", ".safetensors")) or is_there(Path(hub.name).parent) else hub
 
 
 def pinned_model(hub: HubId, note: Note | None = None) -> HubId:
@@ -85,7 +85,7 @@ def fetch_model(hub: HubId, progress: Progress | None = None) -> Path:
     if INDEX in names:  # small, and says which shards there are
         fetch(hub.name, repository, INDEX)
         names = _with_shards(hub, repository, names, folder / INDEX)
-    missing = [name for name in names if not (folder / name).exists()]
+    missing = [name for name in names if not is_there(folder / name)]
     if missing:
         _check_space(hub, folder, repository.files, missing)
         told = _Sum(sum(repository.files[name][0] or 0 for name in missing), progress)

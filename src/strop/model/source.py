@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from strop.errors import ModelError
+from strop.foreign import home_path, is_there
 from strop.hub.hashes import cache_folder, file_sha256
 from strop.hub.models import fetch_model, model_id, pinned_model
 from strop.model.gguf_convert import gguf_to_folder
@@ -45,10 +46,10 @@ def whole_model(model: str, note: Note | None = None) -> str:
     Raises:
         ModelError: the hub cannot be asked, or has no such model or revision.
     """
-    path = Path(model).expanduser()
+    path = home_path(model)
     if model == STARTER_NAME:
         return model
-    if path.exists():
+    if is_there(path):
         return str(path.resolve())
     hub = model_id(model)
     return model if hub is None else str(pinned_model(hub, note))
@@ -68,19 +69,19 @@ def model_folder(model: str, note: Note | None = None, bar: Bar = _no_bar) -> Pa
     say = note or (lambda _text: None)
     if model == STARTER_NAME:
         return starter_folder(_told(say, bar))
-    path = Path(model).expanduser()
-    hub = None if path.exists() else model_id(model)
+    path = home_path(model)
+    hub = None if is_there(path) else model_id(model)
     if hub is not None:
         hub = pinned_model(hub, note)
         path = fetch_model(hub, bar(f"fetching {hub.hub}:{hub.name}"))
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and is_there(path) and path.is_file():
         folder = cache_folder() / "gguf" / f"{path.stem}-{file_sha256(path)[:16]}"
         return gguf_to_folder(path, folder, _told(say, bar), replace=True)
-    if not path.is_dir():
+    if not is_there(path) or not path.is_dir():
         raise ModelError(
             f"there is no model {model}",
             expected=f"a model folder, a .gguf file, the name {STARTER_NAME}, or an id on a hub such as owner/name",
-            found="a file that is none of them" if path.is_file() else "no such file or folder",
+            found="a file that is none of them" if is_there(path) else "no such file or folder",
             do="check the path; hf:owner/name and ms:owner/name name a model on Hugging Face and on ModelScope",
         )
     return path

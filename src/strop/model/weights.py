@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from strop.errors import ModelError
-from strop.foreign import MOST_CONFIG_BYTES, parse_json, read_json, resolved_inside
+from strop.foreign import MOST_CONFIG_BYTES, is_there, parse_json, read_json, resolved_inside
 from strop.hub.hashes import file_sha256
 from strop.model.prequantized import PackedState, read_packed, states_of
 
@@ -262,7 +262,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     files = []
     for name in names:
         path = folder / str(name)
-        if Path(str(name)).name != name or not path.is_file():
+        if Path(str(name)).name != name or not is_there(path) or not path.is_file():
             raise ModelError(
                 f"{index} names the shard {name!r}",
                 expected="a file in the same folder",

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from strop.errors import UsageError
+from strop.foreign import is_there
 from strop.recipe.fields import FIELD, FIELDS, SECTIONS
 from strop.recipe.names import normal, suggest, suggest_section
 from strop.recipe.tree import MAX_BYTES, Mapping, Node, Scalar, Sequence, decode, read_tree
@@ -30,13 +31,14 @@ def read_file(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        if path.is_dir():
+        there = is_there(path)
+        if there and path.is_dir():
             found = "a folder"
-        elif path.exists():
+        elif there:
             found = f"a file that cannot be read: {error.strerror}"
         else:
             found = "no such file"
-        near = "" if path.exists() else _neighbour(path)
+        near = "" if there else _neighbour(path)
         raise UsageError(
             f"the recipe {path} cannot be read",
             expected="a YAML file",
@@ -50,7 +52,7 @@ def _neighbour(path: Path) -> str:
     """A recipe beside the missing one with nearly the same name; empty when there is none."""
     from strop.recipe.names import nearest_of
 
-    if not path.parent.is_dir():
+    if not is_there(path.parent) or not path.parent.is_dir():
         return ""
     names = sorted(other.name for other in path.parent.iterdir() if other.suffix in (".yaml", ".yml"))
     near = nearest_of(path.name, names)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from strop.errors import UsageError
+from strop.foreign import is_there
 from strop.recipe.fields import FIELD, FIELDS
 from strop.recipe.provenance import Resolved, checked
 from strop.recipe.read import given_by_flags, given_in_text, raise_all, read_file
@@ -124,13 +125,13 @@ def _placed(value: Any, folder: Path | None) -> Any:
     if folder is None:
         return path
     beside = folder / path  # an absolute path stays what it is
-    if beside.exists():
+    if is_there(beside):
         return os.path.normpath(beside)
     amount = _AMOUNT.search(path)
-    if amount and amount.start() and not Path(path).exists():
+    if amount and amount.start() and not is_there(path):
         return str(_placed(path[: amount.start()], folder)) + amount[0]
     wildcard = _WILDCARD.search(path)
-    if wildcard and (folder / path[: wildcard.start()]).parent.exists():
+    if wildcard and is_there((folder / path[: wildcard.start()]).parent):
         return os.path.normpath(beside)
     return path
 

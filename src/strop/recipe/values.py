@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from strop.errors import UsageError
+from strop.foreign import home_path, is_there
 from strop.recipe.fields import REQUIRED, RecipeField
 from strop.recipe.names import nearest_of
 from strop.recipe.tree import Mapping, Node, Scalar, Sequence
@@ -114,7 +115,7 @@ def _text_or_texts(node: Node) -> str | tuple[str, ...]:
         texts = tuple(_text(item) for item in node.items)
     else:
         text = _text(node)
-        whole = "," not in text or Path(text).expanduser().exists()
+        whole = "," not in text or is_there(home_path(text))
         texts = (text,) if whole else tuple(part.strip() for part in text.split(","))
     if not texts or not all(texts):
         raise NotTaken("nothing")

@@ -10,6 +10,7 @@
          checkpoints/    step-000100/ …
          adapter/        the result, in PEFT's format
          report.html     all of it, to look at
+         writer.lock     whose turn it is to write (`strop.run.writer`)
 
 The folder appears under its name with all that is known before the first step in it. Files are written whole under
 another name and renamed, except the two logs, which only grow (`strop.run.log`).
@@ -17,10 +18,10 @@ another name and renamed, except the two logs, which only grow (`strop.run.log`)
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,7 +229,7 @@ def create_run(path: Path, write_record: Callable[[RunFolder], None] = lambda _:
     """
     refuse_existing(path)
     _sweep_dead(path.parent)
-    staged = path.with_name(f".{path.name}{disk.STAGED}{os.getpid()}")
+    staged = path.with_name(f".{path.name}{disk.STAGED}{_machine()}-{os.getpid()}")
     try:
         disk.make_folder(path.parent)
         disk.make_folder(staged)
@@ -248,14 +249,19 @@ def create_run(path: Path, write_record: Callable[[RunFolder], None] = lambda _:
     return RunFolder(path)
 
 
+def _machine() -> str:
+    """A short name for this machine: process numbers mean nothing on another one that shares the folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
 def _sweep_dead(parent: Path) -> None:
-    """Removes the beginnings of run folders whose process is gone."""
+    """Removes the beginnings of run folders whose process was one of this machine and is gone."""
     import psutil
 
     for stray in parent.glob(f".*{disk.STAGED}*"):
-        with contextlib.suppress(ValueError):
-            if not psutil.pid_exists(int(stray.name.rpartition("-")[2])):
-                disk.discard(stray)
+        maker, _, pid = stray.name.partition(disk.STAGED)[2].rpartition("-")
+        if maker == _machine() and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            disk.discard(stray)
 
 
 def open_run(path: Path) -> RunFolder:

@@ -2,12 +2,14 @@
 
     view (plain records) ──template, everything escaped──▶ HTML ──beside, then renamed──▶ the file
 
-A page needs no network and no script, and forbids itself both.
+A page needs no network and no script, and forbids itself both. Characters that would steer how it is read, controls and
+those that turn the direction of text, are shown as ⟨U+202E⟩ instead.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Controls but tab and line end; embeddings, overrides and isolates. The marks U+200E and U+200F, which honest texts in
+Arabic and Hebrew hold, turn nothing but their neighbours."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,18 @@ def render(template: Path, view: Mapping[str, Any]) -> str:
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_without_steering,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template(template.name).render(view)
+
+
+def _without_steering(value: object) -> object:
+    """What stands for a value on a page: its text; markup is the page's own."""
+    if hasattr(value, "__html__"):
+        return value
+    return _STEERING.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", str(value))
 
 
 def write_page(target: Path, page: str) -> None:

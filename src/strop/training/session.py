@@ -34,6 +34,7 @@ from strop.run.folder import RunFolder, create_run, open_run, refuse_existing
 from strop.run.journal import Journal, Listener
 from strop.run.report import write_report
 from strop.run.summary import summarize
+from strop.run.writer import refuse_busy, sole_writer
 from strop.training.identity import check_accepted, check_identity, plan_identity
 from strop.training.inputs import Inputs, prepare_inputs, with_whole_paths
 from strop.training.loop import train_loop
@@ -72,6 +73,7 @@ def train_run(
         Stopped: the run was stopped and saved.
     """
     folder = folder or _default_folder(resolved.recipe)
+    refuse_busy(folder)
     refuse_existing(folder)
     levers = read_levers(plan_overrides or {})
     early = Journal(None, listener)
@@ -80,7 +82,8 @@ def train_run(
         choice = _choose(inputs, budget_bytes, levers, early)
         with stop.held():
             run = create_run(folder, lambda staged: write_record(staged, inputs, choice))
-            return _train(run, inputs, choice, Journal(run, listener), None, stop)
+            with sole_writer(run, early.note):
+                return _train(run, inputs, choice, Journal(run, listener), None, stop)
 
 
 def plan_run(
@@ -117,7 +120,7 @@ def resume_run(path: Path, listener: Listener | None = None, accept: Collection[
         accept: parts that may differ from what they were: recipe, model, template, data.
 
     Raises:
-        UsageError: the run has ended; or no such part.
+        UsageError: the run has ended; another process is at work on it; or no such part.
         InputError: no run; or its recipe, model, template or data is no longer what it was.
         SaveError: the run's folder cannot be written.
         Stopped: the run was stopped.
@@ -127,7 +130,8 @@ def resume_run(path: Path, listener: Listener | None = None, accept: Collection[
     early = Journal(None, listener)
     with StopRequest(early.note) as stop:
         try:
-            return _resume(run, listener, accept, stop, early)
+            with sole_writer(run, early.note):
+                return _resume(run, listener, accept, stop, early)
         except KeyboardInterrupt:
             raise Stopped("stopped before another step was done", do=f"strop resume {run.path}") from None
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from strop import interrupts
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -93,11 +95,12 @@ class StopRequest:
         if self.reason:
             raise KeyboardInterrupt
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason:
             _leave(number)
         self.reason = signal.Signals(number).name
         if not self._held:
+            interrupts.leave_if_importing(frame, "run it again; strop resume goes on with a run that had begun")
             raise KeyboardInterrupt
 
     def _count(self) -> None:

@@ -57,8 +57,8 @@ class SystemPrompts:
         """Say which samples have none, or another one than most."""
         if len(self._counts) < 2:
             return
-        prompts = [(count, key) for key, count in self._counts.items() if key]
-        usual = max(prompts)[1]
+        prompts = [key for key in self._counts if key]
+        usual = max(prompts, key=self._counts.__getitem__)  # of several as frequent, the one that came first
         for row, key in self._rows:
             if key == 0:
                 question = next((m.content for m in learned[row].messages if m.role == "user"), "")
