@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from strop.errors import BudgetError
 from strop.kernels import blas
+from strop.model.paths import AnySpec
 from strop.model.spec import DecoderSpec
 from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
@@ -111,7 +112,7 @@ def packing_of(choice: Choice, plan: Plan) -> Workload:
     return found[0]
 
 
-def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = None) -> Plan:
+def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) -> Plan:
     """A plan for answering and evaluating, which keep nothing: no search, no timing.
 
     Args:
@@ -168,12 +169,12 @@ def _choice(
     else:
         fitting = [point for point in points if point.bytes <= usable(budget)]
         if not fitting:
-            raise _too_small(forecasts.of(points[0]), budget, source, levers)
+            raise too_small(forecasts.of(points[0]), budget, source, levers)
         limit = fitting[-1].seconds * (1 + _EQUAL)
         chosen = next(point for point in fitting if point.seconds <= limit)
         workload, forecast = chosen.workload, forecasts.of(chosen)
         curve = forecasts.curve(points, chosen)
-        reason = _reason(forecast, curve, budget, source)
+        reason = reason_of(forecast, curve, budget, source)
     packings = tuple({id(point.workload): point.workload for point in points}.values())
     return Choice(forecast, curve, budget, source, reason, machine, workload, (workload, *packings))
 
@@ -209,7 +210,7 @@ def _forecast(job: Job, plan: Plan, workload: Workload, machine: Machine) -> For
     return Forecast(plan, components, step_seconds, parts, by_kind, workload.read_tokens / step_seconds)
 
 
-def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: str) -> str:
+def reason_of(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: str) -> str:
     """Why this plan: what the budget allows, what is given up, what the next faster one would need."""
     allowed = f"{write_size(budget)} ({source})"
     gives_up = savings(forecast.plan.as_dict())
@@ -224,7 +225,7 @@ def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: 
     return f"The fastest plan inside {allowed}: {gives_up}. {needs}."
 
 
-def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
+def too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
     """What the smallest plan needs, and how to ask for it."""
     least = budget_for(smallest.peak_bytes)
     needed = write_size(least)

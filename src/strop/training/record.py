@@ -46,7 +46,7 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
     )
     refused = (*dataset.refused, *dataset.held_out_refused)
     run.write_lines("refused.jsonl", (refusal.as_dict() for refusal in refused))
-    targets = [spec.projection_shape(name) for name in inputs.targets]
+    adapted = spec.adapted(inputs.targets)
     identity = inputs.identity
     run.write_json(
         "manifest.json",
@@ -58,7 +58,7 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 **identity["model"],
                 "family": spec.family,
                 "parameters": spec.parameters,
-                "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
+                "trainable": recipe.adapter.rank * sum(outputs + inputs for _, outputs, inputs in adapted),
             },
             "template": identity["template"],
             "recipe": identity["recipe"],
