@@ -33,7 +33,7 @@ class Case:
     Args:
         kind: transformers' model_type.
         changes: settings beside the usual sizes; those that are None are taken out.
-        packs: whether it tells documents of a pack apart.
+        packs: what tells documents of a pack apart.
         caches: whether answers go on from its cache.
         plain: whether its logits are hidden · Wᵀ.
         targets: names of its linears that can have adapters.
@@ -42,7 +42,7 @@ class Case:
     kind: str
     targets: tuple[str, ...]
     changes: dict[str, Any] = field(default_factory=dict)
-    packs: bool = True
+    packs: str = "positions"
     caches: bool = True
     plain: bool = True
 
@@ -55,35 +55,39 @@ CASES = {
         {"use_parallel_residual": False, "tie_word_embeddings": True},
     ),
     "GPT-2": Case(
-        "gpt2", ("c_attn", "c_proj", "c_fc"), {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96}
+        "gpt2",
+        ("c_attn", "c_proj", "c_fc"),
+        {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96},
     ),
     "OPT": Case(
         "opt",
         ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"),
         {"ffn_dim": 96, "word_embed_proj_dim": 64},
-        packs=False,
+        packs="mask",
     ),
     "OPT, narrow ends": Case(
         "opt",
         ("project_out", "project_in", "k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2"),
         {"ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False},
-        packs=False,
+        packs="mask",
     ),
     "BLOOM": Case(
         "bloom",
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         {"n_layer": 3, "n_head": 4, "num_key_value_heads": None},
-        packs=False,
+        packs="",
     ),
     "Falcon": Case(
         "falcon",
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 96},
+        packs="mask",
     ),
     "Falcon, ALiBi": Case(
         "falcon",
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         {"alibi": True, "multi_query": True, "parallel_attn": False, "bias": True},
+        packs="",
     ),
     "StableLM": Case(
         "stablelm",
@@ -102,12 +106,23 @@ CASES = {
         {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 96, "rotary_dim": 8},
         plain=False,
     ),
-    "Mamba": Case("mamba", ("in_proj", "x_proj"), {"state_size": 4, "time_step_rank": 8}, packs=False),
+    "Mamba": Case("mamba", ("in_proj", "x_proj"), {"state_size": 4, "time_step_rank": 8}, packs=""),
     "RecurrentGemma": Case(
         "recurrent_gemma",
-        ("linear_y", "linear_x", "linear_out", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        (
+            "linear_y",
+            "linear_x",
+            "linear_out",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+        ),
         {"lru_width": 64, "attention_window_size": 8, "head_dim": 16, "logits_soft_cap": 5.0},
-        packs=False,
+        packs="",
         plain=False,
     ),
 }
@@ -128,8 +143,8 @@ def write_model(case: Case, folder: Path) -> Path:
 
 
 def their_model(folder: Path) -> PreTrainedModel:
-    """The model of a folder, in transformers."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    """The model of a folder, in transformers, with the attention that it chooses."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def edit(folder: Path, **settings: Any) -> Path:

@@ -164,7 +164,7 @@ def test_dropout_follows_the_token_not_the_pack(pair):
     adapter = adapter_of(pair.ours, dropout=0.2)
     docs = documents(9, 30, 3)
     together = gradients(pair.ours, adapter, docs, key=77)
-    isolates, pair.ours.isolates = pair.ours.isolates, False
+    isolates, pair.ours.isolates = pair.ours.isolates, ""
     apart = gradients(pair.ours, adapter, docs, key=77)
     pair.ours.isolates = isolates
     assert together[0] == pytest.approx(apart[0], rel=1e-5)

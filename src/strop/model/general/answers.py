@@ -33,7 +33,7 @@ class Kept:
     """
 
     def __init__(self, decoder: GeneralDecoder) -> None:
-        self._base = getattr(decoder.model, decoder.base)
+        self._base = decoder.model.get_submodule(decoder.base)
         self._cache: dict[str, Any] = {}
         self.found = False
         self.output: Any = None

@@ -33,14 +33,14 @@ class GeneralDecoder:
     Attributes:
         spec: what it is.
         model: transformers' model, its linears replaced.
-        base: the name of its part below the head.
+        base: the path of its part below the head.
         layers: its layers.
         linears: its linears in NF4, in the order of the tree.
         head: logits and losses.
         running: what its linears compute with.
         dtype: dtype of activations.
         device: where it lies.
-        isolates: whether a pack's documents do not see one another.
+        isolates: what keeps documents of a pack apart: their "positions", a "mask", or "" where nothing does.
         caches: whether answers go on from what was kept of the tokens before.
         loss_chunk: learned tokens whose logits exist at one time.
     """
@@ -54,13 +54,13 @@ class GeneralDecoder:
     running: Pass
     dtype: torch.dtype
     device: torch.device
-    isolates: bool = False
+    isolates: str = ""
     caches: bool = False
     loss_chunk: int = 256
     _positions: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self._positions = takes(getattr(self.model, self.base).forward, "position_ids")
+        self._positions = takes(self.model.get_submodule(self.base).forward, "position_ids")
 
     def keep_dense(self, layers: int) -> None:
         """Keeps dequantised copies of the first ``layers`` layers, and of no other; of what is outside, with all."""
@@ -129,9 +129,21 @@ class GeneralDecoder:
 
     def output(self, one: Batch) -> Any:
         """What the base gives for a pass: ``last_hidden_state`` [1, T, D] is after the last norm."""
-        positions = {"position_ids": one.positions_T[None]} if self._positions else {}
-        base = getattr(self.model, self.base)
-        return base(input_ids=one.tokens_T[None], use_cache=False, return_dict=True, **positions)
+        given: dict[str, Tensor] = {"position_ids": one.positions_T[None]} if self._positions else {}
+        if self.isolates == "mask" and len(one.spans) > 1:
+            given["attention_mask"] = self._mask(one)
+        base = self.model.get_submodule(self.base)
+        return base(input_ids=one.tokens_T[None], use_cache=False, return_dict=True, **given)
+
+    def _mask(self, one: Batch) -> Tensor:
+        """Which tokens see which [1, 1, T, T]: those of their document up to themselves."""
+        starts = torch.tensor(one.starts, device=self.device)
+        document_T = torch.repeat_interleave(torch.arange(len(starts) - 1, device=self.device), starts.diff())
+        seen_TT = (document_T[:, None] == document_T[None]).tril()
+        if self.spec.attention == "sdpa":
+            return seen_TT[None, None]
+        lowest = torch.finfo(self.dtype).min
+        return torch.where(seen_TT, 0.0, lowest).to(self.dtype)[None, None]
 
     def drop_keys(self, one: Batch, adapter: Adapter | None, step_key: int | None) -> Tensor | None:
         """The dropout's keys of a pass; None where there is no dropout."""

@@ -101,10 +101,12 @@ def _renaming(skeleton: Skeleton, wanted: Mapping[str, Any]) -> Callable[[str], 
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     renamings: list[Any] = [one for one in transforms if not isinstance(one, WeightConverter)]
 
+    prefix, state = str(skeleton.model.base_model_prefix), dict(wanted)
+
     def renamed(file_name: str) -> str:
         if file_name in wanted:
             return file_name
-        name, converter = rename_source_key(file_name, renamings, converters, skeleton.base, dict(wanted))
+        name, converter = rename_source_key(file_name, renamings, converters, prefix, state)
         return str(name) if converter is None else ""
 
     return renamed

@@ -24,16 +24,14 @@ class GeneralHead:
 
     Args:
         model: the whole model.
-        base: the name of its part below the head.
+        base: the path of its part below the head.
         weight_VD: the head's weight, in the compute dtype.
     """
 
     def __init__(self, model: Any, base: str, weight_VD: Tensor) -> None:
         self.weight_VD = weight_VD
         self._given = _Given()
-        # The same modules but for the base: a shallow copy, whose list of modules is its own.
-        self._rest: Any = copy.copy(model)
-        self._rest.__dict__["_modules"] = {**model._modules, base: self._given}
+        self._rest: Any = _replaced(model, base, self._given)
         self.plain = False
 
     def find_plain(self, output: Any) -> None:
@@ -119,6 +117,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None, None, None
+
+
+def _replaced(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """A model of the same modules but for one: shallow copies along its path, each with its own list of modules."""
+    name, _, rest = path.partition(".")
+    twin = copy.copy(model)
+    inner = _replaced(model.get_submodule(name), rest, module) if rest else module
+    twin.__dict__["_modules"] = {**model._modules, name: inner}
+    return twin
 
 
 def _chunks(rows: int, chunk: int) -> Iterator[slice]:

@@ -41,13 +41,18 @@ class Skeleton(NamedTuple):
 
     Args:
         model: transformers' model for causal language modelling.
-        base: the name of its part below the head.
+        base: the path of its part below the head.
         layers_path: where its list of layers is.
     """
 
     model: Any
     base: str
     layers_path: str
+
+    @property
+    def below_head(self) -> Any:
+        """That part."""
+        return self.model.get_submodule(self.base)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -70,18 +75,19 @@ def spec_of(config: Mapping[str, Any], place: Path) -> GeneralSpec:
 def _spec_of(text: str, place: Path) -> GeneralSpec:
     config = json.loads(text)
     kind = require_known(config, place)
-    errors: list[Exception] = []
-    for attention in ("sdpa", "eager"):
+    reason: ModelError | None = None
+    for attention in ("sdpa", "eager"):  # transformers' own order; some models have the second alone
         try:
             skeleton = make_skeleton(config, place, attention)
             traced = _trace(skeleton)
-        except ModelError:
-            raise
+        except ModelError as error:
+            reason = error
         except Exception as error:  # noqa: BLE001 # theirs raise anything: a cap of scores, a missing library
-            errors.append(error)
-            continue
-        return _read_spec(skeleton, traced, kind, attention, place)
-    raise broken(place, errors[0])
+            reason = broken(place, error)
+        else:
+            return _read_spec(skeleton, traced, kind, attention, place)
+    assert reason is not None, "both were tried"
+    raise reason
 
 
 def make_skeleton(config: Mapping[str, Any], place: Path, attention: str) -> Skeleton:
@@ -105,9 +111,9 @@ def make_skeleton(config: Mapping[str, Any], place: Path, attention: str) -> Ske
             raise broken(place, error) from None
     model.eval()
     model.requires_grad_(False)
-    base = str(model.base_model_prefix)
+    base = _base_of(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    if base not in model._modules or not all(hasattr(end, "weight") for end in ends):
+    if not base or not all(hasattr(end, "weight") for end in ends):
         raise _unlike(place, kind, "a model below a head, with an embedding")
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
@@ -197,7 +203,7 @@ def _trace(skeleton: Skeleton) -> _Traced:
         module.register_forward_pre_hook(note(path))
     tokens_1T = torch.ones(1, _TRACED_TOKENS, dtype=torch.int64)
     with torch.no_grad(), quiet():
-        getattr(trimmed, skeleton.base)(input_ids=tokens_1T, use_cache=False)
+        trimmed.get_submodule(skeleton.base)(input_ids=tokens_1T, use_cache=False)
     firsts = list(kinds)
 
     def everywhere(paths: set[str]) -> frozenset[str]:
@@ -271,6 +277,7 @@ def _read_spec(skeleton: Skeleton, traced: _Traced, kind: str, attention: str, p
         other_weights=sum(parameter.numel() for parameter in others.values()),
         attention=attention,
         packs=_packs(skeleton),
+        windows=_windows(config.to_dict()),
     )
 
 
@@ -293,6 +300,14 @@ def _check_share(linears: Sequence[Linear], others: Mapping[str, nn.Parameter], 
     )
 
 
+def _base_of(model: Any) -> str:
+    """The path of what the model calls below its head; "" where it is not found."""
+    inner = model.get_decoder()
+    paths = [name for name, module in model.named_modules() if module is inner and module is not model]
+    prefix = str(model.base_model_prefix)
+    return paths[0] if paths else prefix if prefix in model._modules else ""
+
+
 def _context(config: Any) -> int:
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len"):
         value = getattr(config, name, None)
@@ -307,7 +322,15 @@ def _packs(skeleton: Skeleton) -> bool:
     text = json.dumps(model.config.to_dict(), default=str)
     stateful = bool(getattr(model, "_is_stateful", False)) or any(f'"{name}"' in text for name in _RECURRENT_LAYERS)
     lengths = any(f'"rope_type": "{name}"' in text or f'"type": "{name}"' in text for name in _LENGTH_ROPES)
-    return takes(getattr(model, skeleton.base).forward, "position_ids") and not stateful and not lengths
+    return takes(skeleton.below_head.forward, "position_ids") and not stateful and not lengths
+
+
+def _windows(config: Mapping[Any, Any]) -> bool:
+    """Whether a config names a window, or chunks that attention is cut into."""
+    return any(
+        _windows(value) if isinstance(value, dict) else bool(value) and ("window" in str(key) or "chunk" in str(key))
+        for key, value in config.items()
+    )
 
 
 def _is_linear(module: nn.Module, *, transposed: bool) -> bool:

@@ -52,7 +52,8 @@ class GeneralSpec:
         tied_head: whether they are one matrix.
         other_weights: numbers outside linears, embedding and head: norms, positions, convolutions.
         attention: transformers' implementation of attention that is used: "sdpa" or "eager".
-        packs: whether documents of a pack should be told apart by their positions; tried on the loaded weights.
+        packs: whether documents of a pack can be expected to be told apart; tried on the loaded weights.
+        windows: whether some layers see the nearest tokens alone.
     """
 
     family: str
@@ -68,6 +69,7 @@ class GeneralSpec:
     other_weights: int
     attention: str
     packs: bool
+    windows: bool
 
     @property
     def projections(self) -> tuple[str, ...]:

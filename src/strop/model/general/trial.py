@@ -3,7 +3,8 @@
 transformers' models differ in these, and no attribute of theirs says it for all: OPT gives its positions to the
 embedding alone, Mamba knows none, some count positions from a mask. So it is tried on the weights that are used:
 
-    isolates    a document has the hidden states in a pack that it has alone; else each document is a pass of its own
+    isolates    a document has the hidden states in a pack that it has alone, by its positions or by a mask; else each
+                document is a pass of its own
     caches      a token after kept ones has the hidden states that it has with all before it; else all is computed again
     causal      a token does not see those after it; else the model cannot be tuned to write: refused
     plain       logits are hidden · Wᵀ; else the model's own head makes them
@@ -11,6 +12,8 @@ embedding alone, Mamba knows none, some count positions from a mask. So it is tr
 
 from __future__ import annotations
 
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,7 @@ def try_out(decoder: GeneralDecoder, folder: Path) -> None:
     """
     tolerance = _TOLERANCE.get(decoder.dtype, _LOW_TOLERANCE)
     documents = _documents(decoder)
-    decoder.isolates = True  # each of these passes is what it is told to be
+    decoder.isolates = ""
     with quiet():
         try:
             alone = [_hidden(decoder, [document]) for document in documents]
@@ -52,12 +55,12 @@ def try_out(decoder: GeneralDecoder, folder: Path) -> None:
                 found=f"hidden states that differ by {_difference(beginning_TD, alone[0][:4]):.1e}",
                 do="use a decoder; `strop models` lists families",
             )
-        decoder.isolates = decoder.spec.packs and _packs(decoder, documents, torch.cat(alone), tolerance)
+        decoder.isolates = _isolates(decoder, documents, torch.cat(alone), tolerance)
         decoder.caches = _caches(decoder, documents[0], alone[0], tolerance)
 
 
 def packed_difference(decoder: GeneralDecoder) -> float:
-    """How far hidden states of documents in a pack are from those that they have alone, as the decoder computes them."""
+    """How far hidden states of documents in a pack, as the decoder computes it, are from those that they have alone."""
     documents = _documents(decoder)
     batch = _batch(documents, decoder.device)
     with torch.no_grad():
@@ -66,11 +69,18 @@ def packed_difference(decoder: GeneralDecoder) -> float:
     return _difference(together_TD, alone_TD)
 
 
-def _packs(decoder: GeneralDecoder, documents: list[Tensor], alone_TD: Tensor, tolerance: float) -> bool:
-    try:
-        return _difference(_hidden(decoder, documents), alone_TD) <= tolerance
-    except Exception:  # noqa: BLE001 # a model that cannot take a pack may say so in any way
-        return False
+def _isolates(decoder: GeneralDecoder, documents: list[Tensor], alone_TD: Tensor, tolerance: float) -> str:
+    """The first way that keeps documents apart; a mask of ours would take the place of a window's."""
+    if not decoder.spec.packs:
+        return ""
+    for way in ("positions",) if decoder.spec.windows else ("positions", "mask"):
+        decoder.isolates = way
+        try:
+            if _difference(_hidden(decoder, documents), alone_TD) <= tolerance:
+                return way
+        except Exception:  # noqa: BLE001, S112 # a model that cannot take a pack may say so in any way
+            continue
+    return ""
 
 
 def _caches(decoder: GeneralDecoder, tokens_T: Tensor, alone_TD: Tensor, tolerance: float) -> bool:
@@ -105,11 +115,11 @@ def _batch(documents: list[Tensor], device: torch.device) -> Batch:
         starts,
         empty,
         empty,
-        tuple((start, end, start, start) for start, end in zip(starts, starts[1:], strict=False)),
+        tuple((start, end, start, start) for start, end in pairwise(starts)),
     )
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over norm; infinite where a number is not finite."""
     ratio = ((found.float() - wanted.float()).norm() / wanted.float().norm().clamp(min=1e-30)).item()
-    return ratio if ratio == ratio else float("inf")
+    return ratio if isfinite(ratio) else float("inf")
