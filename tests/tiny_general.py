@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tiny_tokenizers import write_folder
+
 VOCABULARY = 320
 _PLAIN = {
     "vocab_size": VOCABULARY,
@@ -153,3 +155,16 @@ def edit(folder: Path, **settings: Any) -> Path:
     config = {**json.loads(path.read_text()), **settings}
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
     return folder
+
+
+# Levers of the general path on top of `tiny_run.PLAN`.
+PLAN = {"prefixes": "repeated", "recompute_elementwise": 0, "dense_layers": 0, "recompute_layers": 1}
+
+
+def write_run_model(folder: Path, kind: str = "gpt_neox", **changes: Any) -> Path:
+    """Writes a random model that trains in milliseconds, complete with tokenizer and template."""
+    write_folder(folder, "chatml")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    ends = {"vocab_size": len(vocabulary), "eos_token_id": vocabulary["<|im_end|>"]}
+    sizes = {"num_hidden_layers": 2, "max_position_embeddings": 256}
+    return write_model(Case(kind, (), {**ends, **sizes, **changes}), folder)

@@ -106,11 +106,9 @@ def targets_of(spec: DecoderSpec | GeneralSpec, names: Sequence[str] | str) -> t
     """The projections of the modules that ``target_modules`` names."""
     chosen: list[str] = []
     if isinstance(spec, GeneralSpec):
-        words, adapted = set(names), [linear for linear in spec.linears if linear.adapted]
-        for linear in adapted:
-            if names == "all-linear" or linear.name in words or linear.path in words:
-                chosen.append(linear.name)
-        return tuple(name for name in spec.projections if name in chosen)
+        words = set(names)
+        named = {one.name for one in spec.linears if names == "all-linear" or one.name in words or one.path in words}
+        return tuple(name for name in spec.projections if name in named)
     for module in modules_of(spec):
         last = module.path.rsplit(".", 1)[-1]
         if names == "all-linear" or module.path in names or last in names:

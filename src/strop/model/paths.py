@@ -52,6 +52,24 @@ def open_tensors(folder: Path) -> AnyTensors:
     return tensors
 
 
+def path_of(folder: Path) -> dict[str, str | int]:
+    """What computes a model, for people: ``family``, ``path``, and on the general path what it does otherwise.
+
+    Raises:
+        ModelError: `open_tensors`.
+    """
+    spec = open_tensors(folder).spec
+    facts: dict[str, str | int] = {"family": spec.family, "parameters": spec.parameters, "context": spec.context}
+    if isinstance(spec, DecoderSpec):
+        return {**facts, "path": "Strop's own decoder"}
+    return {
+        **facts,
+        "path": SLOWER,
+        "adapters_on": ", ".join(spec.projections),
+        "packs": "documents are told apart in a pack, if its weights agree" if spec.packs else "a document at a time",
+    }
+
+
 def load_any(
     folder: Path,
     device: torch.device | str = "cpu",

@@ -121,11 +121,9 @@ def choose_general(
             raise too_small(curve[0], budget, source, levers)
         forecast, workload = fitting[-1]
         reason = reason_of(forecast, curve, budget, source)
-    return Choice(forecast, curve, budget, source, f"{reason} {_marked()}", machine, workload, (workload, *packings))
-
-
-def _marked() -> str:
-    return f"{SLOWER[0].upper()}{SLOWER[1:]}."
+    # In the reason too: it is what the run's record and report say of its plan.
+    reason += f" {SLOWER[0].upper()}{SLOWER[1:]}."
+    return Choice(forecast, curve, budget, source, reason, machine, workload, (workload, *packings), SLOWER)
 
 
 def _check_levers(levers: Mapping[str, str | int]) -> None:

@@ -212,7 +212,7 @@ class _Trial:
         self.layers = [Layer(layer) for layer in small.layers]
         replace_module(small.model, small.layers_path, torch.nn.ModuleList(self.layers))
         small.model.requires_grad_(False)
-        self.base: Any = getattr(small.model, small.base)
+        self.base: Any = small.below_head
         self.adapter: Adapter = make_adapter(
             self.spec,
             rank=rank,
@@ -220,7 +220,7 @@ class _Trial:
             dropout=dropout,
             targets=targets,
             seed=0,
-            device=device,  # type: ignore[arg-type]
+            device=device,
         )
         self.adapter.zero_gradients()
 
@@ -228,8 +228,8 @@ class _Trial:
         self._both(_SIZES[0])  # what is made once is made
         forward, both, peaks = [], [], {False: [], True: []}  # type: ignore[var-annotated]
         for tokens in _SIZES:
-            forward.append(_seconds(lambda tokens=tokens: self._forward(tokens), self.device))  # type: ignore[misc]
-            both.append(_seconds(lambda tokens=tokens: self._both(tokens), self.device))  # type: ignore[misc]
+            forward.append(_seconds(lambda tokens=tokens: self._forward(tokens), self.device))
+            both.append(_seconds(lambda tokens=tokens: self._both(tokens), self.device))
         for again in (False, True):
             for layer in self.layers:
                 layer.again = again
@@ -286,7 +286,7 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.most = self._now = 0
         self._seen: set[int] = set()
 

@@ -112,7 +112,7 @@ class GeneralDecoder:
         return torch.stack(losses).sum() if losses else torch.zeros((), device=self.device)
 
     def pass_loss(self, one: Batch, adapter: Adapter | None, step_key: int | None = None) -> Tensor:
-        """The same of one pass that learns something; its gradients must be taken with the same adapter in `running`."""
+        """The same of one pass that learns something; whoever takes its gradients keeps `running` as it is here."""
         with self.running.using(adapter, self.drop_keys(one, adapter, step_key)):
             output = self.output(one)
             hidden_ND = output.last_hidden_state[0][one.rows_N]

@@ -60,6 +60,6 @@ class GeneralEngine:
             # Layers that are computed again in the backward pass need what the forward pass had.
             with torch.enable_grad(), decoder.running.using(adapter, decoder.drop_keys(one, adapter, step_key)):
                 loss = decoder.pass_loss(one, adapter, step_key)
-                (loss / weight).backward()  # type: ignore[no-untyped-call]
+                (loss / weight).backward()
             total += loss.item()
         return total

@@ -18,7 +18,7 @@ from typing import Any
 from strop.errors import ModelError
 from strop.model.families import read_config
 from strop.model.general.library import quiet
-from strop.model.general.skeleton import Skeleton, make_skeleton, spec_of
+from strop.model.general.skeleton import Skeleton, make_skeleton, shared_names, spec_of
 from strop.model.general.spec import GeneralSpec
 from strop.model.prequantized import check_quantization
 from strop.model.tensors import Source, Tensors
@@ -64,8 +64,7 @@ def _table(
 ) -> dict[str, Source]:
     """Where each tensor of the tree lies."""
     wanted = dict(skeleton.model.state_dict())
-    if spec.tied_head:
-        wanted.pop(f"{spec.head}.weight", None)
+    shared = shared_names(skeleton.model)
     renamed = _renaming(skeleton, wanted)
     found = {name: file_name for file_name in shapes if (name := renamed(file_name)) in wanted}
     made = {name for name, buffer in skeleton.model.named_buffers() if not buffer.is_meta}
@@ -73,17 +72,20 @@ def _table(
     transposed = {
         f"{linear.path}.weight": (linear.outputs, linear.inputs) for linear in spec.linears if linear.transposed
     }
+    for same in shared.values():  # of names of one tensor any may be in the files
+        there = next((found[name] for name in same if name in found), None)
+        found |= {} if there is None else dict.fromkeys(same, there)
     table = {}
     for name, tensor in wanted.items():
         if name in made and name not in found:
             continue  # a table that the model computes
         shape = tuple(tensor.shape)
-        there = shapes.get(found.get(name, ""))
-        if there != shape:
+        here = shapes.get(found.get(name, ""))
+        if here != shape:
             raise ModelError(
-                f"{folder}: tensor {name} is {'missing' if there is None else 'of the wrong shape'}",
+                f"{folder}: tensor {name} is {'missing' if here is None else 'of the wrong shape'}",
                 expected=f"shape {list(shape)}, as transformers makes it of config.json",
-                found="no such tensor" if there is None else f"shape {list(there)}",
+                found="no such tensor" if here is None else f"shape {list(here)}",
                 do="config.json and the weights must be of one model; fetch the model again",
             )
         ours = transposed.get(name, shape)

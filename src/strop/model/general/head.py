@@ -69,7 +69,9 @@ class GeneralHead:
         """Summed loss of learned tokens, each times its weight: float32 scalar, differentiable in ``hidden_ND``."""
         if self.plain:
             return linear_cross_entropy(hidden_ND, self.weight_VD, targets_N, chunk, weights_N)
-        result: Tensor = _ChunkedLoss.apply(hidden_ND, self, output, targets_N, weights_N, chunk)
+        result: Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, self, output, targets_N, weights_N, chunk
+        )
         return result
 
 

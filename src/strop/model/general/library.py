@@ -6,6 +6,7 @@ it what would choose implementations by name, which transformers may fetch.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,9 @@ def require_known(config: Mapping[str, Any], place: Path) -> str:
     unknown = unknown_family(config, place)
     if not isinstance(kind, str):
         raise unknown
+    _refuse_hub_kernels()
     try:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        from transformers import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError:
         raise ModelError(
@@ -45,7 +47,7 @@ def require_known(config: Mapping[str, Any], place: Path) -> str:
             found=f"{unknown.found}; transformers is not installed",
             do=f"{INSTALL} and try again (slower than Strop's own families), or {unknown.do}",
         ) from None
-    if kind in CONFIG_MAPPING_NAMES and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind in CONFIG_MAPPING and kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return kind
     if "auto_map" in config:
         raise ModelError(
@@ -54,7 +56,7 @@ def require_known(config: Mapping[str, Any], place: Path) -> str:
             found=f"{unknown.found}; it needs Python code from its repository (auto_map), which Strop never runs",
             do=f"look for a version of this model that transformers has itself, or {unknown.do}",
         )
-    known = "as a model that writes text" if kind in CONFIG_MAPPING_NAMES else "at all"
+    known = "as a model that writes text" if kind in CONFIG_MAPPING else "at all"
     raise ModelError(
         unknown.what,
         expected=unknown.expected,
@@ -92,18 +94,23 @@ def broken(place: Path, error: Exception) -> ModelError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its messages, and without kernels from a hub, which would be code that nobody asked for."""
-    os.environ["USE_HUB_KERNELS"] = "NO"
-    from transformers.utils import logging
+    """transformers without its messages."""
+    _refuse_hub_kernels()
+    from transformers.utils import logging as theirs
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(before)
+        theirs.set_verbosity(before)
+
+
+def _refuse_hub_kernels() -> None:
+    """Read by transformers when it is imported: compiled code from a hub is code from a hub."""
+    os.environ["USE_HUB_KERNELS"] = "NO"
 
 
 def _numbers_and_names(config: Mapping[str, Any], place: Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@ tensors in full (`strop.model.base`). transformers' model is made without weight
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from strop.errors import ModelError
 from strop.kernels.nf4 import NF4Tensor
@@ -21,7 +21,7 @@ from strop.model.general.decoder import GeneralDecoder
 from strop.model.general.files import GeneralTensors
 from strop.model.general.head import GeneralHead
 from strop.model.general.linear import Layer, Pass, QuantizedLinear, StoredEmbedding
-from strop.model.general.skeleton import Skeleton, make_skeleton
+from strop.model.general.skeleton import Skeleton, make_skeleton, shared_names
 from strop.model.general.spec import GeneralSpec
 from strop.model.general.trial import try_out
 
@@ -49,6 +49,7 @@ def load_general(
     tensors = GeneralTensors(folder)
     spec, device = tensors.spec, torch.device(device)
     skeleton = make_skeleton(tensors.config, folder / "config.json", spec.attention)
+    shared = shared_names(skeleton.model)
     running, buffer = Pass(), WeightBuffer()
     linears: list[QuantizedLinear] = []
     with open_base(tensors, device) as base:
@@ -62,7 +63,7 @@ def load_general(
             if progress and index is not None and index >= done:
                 done = index + 1
                 progress(done, spec.layers)
-        _fill(skeleton, tensors, device, dtype)
+        _fill(skeleton, shared, tensors, device, dtype)
     return assemble(spec, skeleton, linears, running, device, dtype, folder)
 
 
@@ -103,36 +104,51 @@ def made_up_linears(
         replace_module(skeleton.model, linear.path, QuantizedLinear(linear.path, frozen, running))
 
 
-def _fill(skeleton: Skeleton, tensors: GeneralTensors, device: torch.device, dtype: torch.dtype) -> None:
+def _fill(
+    skeleton: Skeleton,
+    shared: Mapping[str, Sequence[str]],
+    tensors: GeneralTensors,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
     """Puts all that is not quantised into its place, and whatever the model computed itself on the device."""
     model, spec = skeleton.model, tensors.spec
-    kept = [str(name) for name in (getattr(model, "_keep_in_fp32_modules", None) or ())]
+    kept = {str(name) for name in (getattr(model, "_keep_in_fp32_modules", None) or ())}
     slots = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, there in slots.items():
         path, _, last = name.rpartition(".")
-        module = model.get_submodule(path)
-        if name in tensors.table:
-            wide = torch.float32 if any(part in path.split(".") for part in kept) else dtype
+        if name not in tensors.table:
+            tensor = _computed(there, name, tensors).to(device)
+        else:
             tensor = tensors.read(name).to(device)
-            if path == spec.embedding and not spec.tied_head and type(module) is nn.Embedding:
+            if path == spec.embedding and not spec.tied_head and type(model.get_submodule(path)) is nn.Embedding:
                 replace_module(model, path, StoredEmbedding(tensor, dtype))
                 continue
-            tensor = tensor.to(wide) if there.is_floating_point() else tensor
-        elif there.is_meta:
-            raise ModelError(
-                f"{tensors.reader.folder}: {name} is neither in the files nor computed by transformers' model",
-                expected="every weight that the model has",
-                found="no such tensor",
-                do="use a model that `strop models` lists",
-            )
-        else:
-            tensor = there.to(device)
-        if last in module._parameters:
-            module._parameters[last] = nn.Parameter(tensor, requires_grad=False)
-        else:
-            module._buffers[last] = tensor
-    if spec.tied_head:
-        model.get_submodule(spec.head).weight = model.get_submodule(spec.embedding).weight
+            if there.is_floating_point():
+                tensor = tensor.to(torch.float32 if kept & set(path.split(".")) else dtype)
+        if last not in model.get_submodule(path)._parameters:
+            model.get_submodule(path)._buffers[last] = tensor
+            continue
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        for same in shared.get(name, (name,)):
+            path, _, last = same.rpartition(".")
+            model.get_submodule(path)._parameters[last] = parameter
+
+
+def _computed(there: Tensor, name: str, tensors: GeneralTensors) -> Tensor:
+    """What the model computed itself, such as angles.
+
+    Raises:
+        ModelError: it has not.
+    """
+    if there.is_meta:
+        raise ModelError(
+            f"{tensors.reader.folder}: {name} is neither in the files nor computed by transformers' model",
+            expected="every weight that the model has",
+            found="no such tensor",
+            do="use a model that `strop models` lists",
+        )
+    return there
 
 
 def replace_module(model: Any, path: str, module: nn.Module) -> None:

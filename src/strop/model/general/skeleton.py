@@ -23,11 +23,10 @@ from torch.overrides import TorchFunctionMode
 
 from strop.errors import ModelError
 from strop.model.general.library import broken, quiet, read_their_config, require_known
-from strop.model.general.spec import GeneralSpec, Linear
+from strop.model.general.spec import GeneralSpec, Linear, context_of
 
 # Weights that cannot lie in NF4, as a share of those that do, beyond which the path makes no sense.
 _MOST_LEFT = 0.25
-_NO_LIMIT = 1 << 20
 _TRACED_TOKENS = 6
 _RECURRENT_LAYERS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent")
 # Ropes whose angles depend on the longest document beside.
@@ -104,7 +103,7 @@ def make_skeleton(config: Mapping[str, Any], place: Path, attention: str) -> Ske
 
         try:
             with _EmptyOnMeta():
-                model: Any = AutoModelForCausalLM.from_config(
+                model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     theirs, trust_remote_code=False, attn_implementation=attention, dtype=torch.float32
                 )
         except Exception as error:  # noqa: BLE001 # theirs raise anything
@@ -148,16 +147,28 @@ def zero_weights(module: nn.Module, device: torch.device | str = "cpu", dtype: t
         dtype: of all floating-point numbers.
     """
     for part in module.modules():
-        for slots in (part._parameters, part._buffers):
-            for name, tensor in slots.items():
-                if tensor is None:
-                    continue
-                kind = dtype if tensor.is_floating_point() else tensor.dtype
-                if tensor.is_meta:
-                    there = torch.zeros((), dtype=kind, device=device).expand(tensor.shape)
-                else:
-                    there = tensor.detach().to(device, kind if slots is part._parameters else tensor.dtype)
-                slots[name] = nn.Parameter(there, requires_grad=False) if slots is part._parameters else there
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(_zeros(parameter, device, dtype), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = _zeros(buffer, device, dtype) if buffer.is_meta else buffer.to(device)
+
+
+def _zeros(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Numbers for a tensor of the meta device; any other's own."""
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    if tensor.is_meta:
+        return torch.zeros((), dtype=kind, device=device).expand(tensor.shape)
+    return tensor.detach().to(device, kind)
+
+
+def shared_names(model: nn.Module) -> dict[str, list[str]]:
+    """Every parameter by the first of its names → all its names: a tied head is one with its embedding."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {same[0]: same for same in names.values()}
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
@@ -269,7 +280,7 @@ def _read_spec(skeleton: Skeleton, traced: _Traced, kind: str, attention: str, p
         hidden=hidden,
         layers=len(skeleton.layers),
         layers_path=skeleton.layers_path,
-        context=_context(config),
+        context=context_of(config.to_dict()),
         linears=tuple(linears),
         embedding=names[embedding],
         head=names[head],
@@ -306,14 +317,6 @@ def _base_of(model: Any) -> str:
     paths = [name for name, module in model.named_modules() if module is inner and module is not model]
     prefix = str(model.base_model_prefix)
     return paths[0] if paths else prefix if prefix in model._modules else ""
-
-
-def _context(config: Any) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return _NO_LIMIT
 
 
 def _packs(skeleton: Skeleton) -> bool:

@@ -5,8 +5,18 @@ It stands where `strop.model.spec.DecoderSpec` does. Paths are those of transfor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+_NO_LIMIT = 1 << 20
+
+
+def context_of(config: Mapping[str, Any]) -> int:
+    """Most tokens of a sample by a config of any kind; a million where it names no bound (recurrent models)."""
+    named = [config[name] for name in _CONTEXTS if name in config]
+    return next((value for value in named if isinstance(value, int) and value > 0), _NO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)

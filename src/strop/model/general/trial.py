@@ -45,7 +45,7 @@ def try_out(decoder: GeneralDecoder, folder: Path) -> None:
         try:
             alone = [_hidden(decoder, [document]) for document in documents]
             beginning_TD = _hidden(decoder, [documents[0][:4]])
-            decoder.head.find_plain(decoder.output(_batch(documents[:1], decoder.device)))
+            decoder.head.find_plain(decoder.output(documents_batch(documents[:1], decoder.device)))
         except Exception as error:  # noqa: BLE001 # theirs raise anything
             raise broken(folder / "config.json", error) from None
         if _difference(beginning_TD, alone[0][:4]) > tolerance:
@@ -62,7 +62,7 @@ def try_out(decoder: GeneralDecoder, folder: Path) -> None:
 def packed_difference(decoder: GeneralDecoder) -> float:
     """How far hidden states of documents in a pack, as the decoder computes it, are from those that they have alone."""
     documents = _documents(decoder)
-    batch = _batch(documents, decoder.device)
+    batch = documents_batch(documents, decoder.device)
     with torch.no_grad():
         together_TD = torch.cat([decoder.output(one).last_hidden_state[0] for one in decoder.passes(batch)])
         alone_TD = torch.cat([_hidden(decoder, [document]) for document in documents])
@@ -78,7 +78,7 @@ def _isolates(decoder: GeneralDecoder, documents: list[Tensor], alone_TD: Tensor
         try:
             if _difference(_hidden(decoder, documents), alone_TD) <= tolerance:
                 return way
-        except Exception:  # noqa: BLE001, S112 # a model that cannot take a pack may say so in any way
+        except Exception:  # noqa: BLE001 # a model that cannot take a pack may say so in any way
             continue
     return ""
 
@@ -100,11 +100,12 @@ def _documents(decoder: GeneralDecoder) -> list[Tensor]:
 
 
 def _hidden(decoder: GeneralDecoder, documents: list[Tensor]) -> Tensor:
-    hidden: Any = decoder.output(_batch(documents, decoder.device)).last_hidden_state[0]
+    hidden: Any = decoder.output(documents_batch(documents, decoder.device)).last_hidden_state[0]
     return torch.as_tensor(hidden)
 
 
-def _batch(documents: list[Tensor], device: torch.device) -> Batch:
+def documents_batch(documents: list[Tensor], device: torch.device) -> Batch:
+    """Documents as a pack of which nothing is learned."""
     lengths = [len(document) for document in documents]
     starts = (0, *torch.tensor(lengths).cumsum(0).tolist())
     empty = torch.empty(0, dtype=torch.int64, device=device)
