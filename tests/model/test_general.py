@@ -40,7 +40,15 @@ class Pair(NamedTuple):
     theirs: PreTrainedModel
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
+FAST = ("GPT-NeoX", "GPT-2", "Falcon", "Cohere", "Mamba")
+"""A case of each way: plain, transposed, a mask, a factor of the logits, a document at a time. The others are slow."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CASES],
+    ids=lambda name: name.replace(" ", "-"),
+)
 def pair(request, tmp_path_factory) -> Iterator[Pair]:
     case = CASES[request.param]
     folder = write_model(case, tmp_path_factory.mktemp("general"))

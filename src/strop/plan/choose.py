@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from strop.errors import BudgetError
 from strop.kernels import blas
+from strop.model.general.spec import GeneralSpec
 from strop.model.paths import AnySpec
 from strop.model.spec import DecoderSpec
 from strop.plan.budget import budget_for, usable, write_size
@@ -19,7 +20,7 @@ from strop.plan.forecast import Choice, Forecast
 from strop.plan.job import Job, read_job
 from strop.plan.machine import Machine, probe
 from strop.plan.memory import forecast_memory
-from strop.plan.plan import Plan
+from strop.plan.plan import GENERAL, Plan
 from strop.plan.search import Levers, Point, front, packed
 from strop.plan.workload import Workload
 from strop.run.levers import savings
@@ -137,7 +138,8 @@ def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) 
         matmul="openblas" if not on_gpu and "openblas" in blas.libraries() else "torch",
         threads=machine.cores,
     )
-    return replace(plan, **(dict(levers) if levers else {}))  # type: ignore[arg-type]
+    fixed = GENERAL if isinstance(spec, GeneralSpec) else {}
+    return replace(plan, **{**fixed, **(levers or {})})  # type: ignore[arg-type]
 
 
 def _timed(job: Job, levers: Levers) -> Machine:

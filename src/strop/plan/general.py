@@ -29,21 +29,12 @@ from strop.plan.general_costs import GeneralCosts, measure_costs
 from strop.plan.job import data_bytes, looks_of, questions_of
 from strop.plan.machine import Machine, probe
 from strop.plan.memory import COMPONENTS, nf4_bytes, plan_item
-from strop.plan.plan import Plan
+from strop.plan.plan import GENERAL, Plan
 from strop.plan.workload import Workload, measure, pack_candidates
 
 if TYPE_CHECKING:
     from strop.data.examples import Dataset
     from strop.recipe import Recipe
-
-FIXED: Mapping[str, str | int] = {
-    "recompute_elementwise": 0,
-    "head": "dense",
-    "embedding": "memory",
-    "prefixes": "repeated",
-    "matmul": "torch",
-}
-"""Levers that the general path has not, and what they are there."""
 
 _CHUNKS = (64, 256)
 # Steps of the count of layers computed again.
@@ -103,7 +94,7 @@ def choose_general(
         levers = {name: getattr(plan, name) for name in ("device", "dtype", "threads")}
     device = levers.get("device")
     machine = probe(device=str(device) if device else None)
-    start = replace(default_plan(tensors.spec, machine), dense_layers=0, **FIXED)  # type: ignore[arg-type]
+    start = replace(default_plan(tensors.spec, machine), dense_layers=0)
     start = replace(start, **{name: levers[name] for name in ("dtype", "threads") if name in levers})  # type: ignore[arg-type]
     job = _read_job(tensors, dataset, recipe, steps, machine, start)
     budget, source = budget_bytes, "--memory"
@@ -128,10 +119,10 @@ def choose_general(
 
 def _check_levers(levers: Mapping[str, str | int]) -> None:
     for name, value in levers.items():
-        if name in FIXED and value != FIXED[name]:
+        if name in GENERAL and value != GENERAL[name]:
             raise UsageError(
                 f"--plan.{name} is no lever of the general path",
-                expected=f"{name} {FIXED[name]}: the model's own code, of transformers, decides it",
+                expected=f"{name} {GENERAL[name]}: the model's own code, of transformers, decides it",
                 found=str(value),
                 do=f"leave --plan.{name} out",
             )

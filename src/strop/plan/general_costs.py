@@ -234,7 +234,7 @@ class _Trial:
             for layer in self.layers:
                 layer.again = again
             for tokens in _SIZES:
-                with _Alive() as alive:
+                with Alive() as alive:
                     self._both(tokens)
                 peaks[again].append(float(alive.most))
         return _Found(
@@ -278,7 +278,7 @@ def _with_layers(spec: GeneralSpec, layers: Sequence[int]) -> GeneralSpec:
     return replace(spec, layers=len(layers), linears=tuple(linears))
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of tensors that torch makes while it is on, as long as they live.
 
     Attributes:
