@@ -42,6 +42,7 @@ def test_it_learns_and_says_which_path_it_went(finished: RunFolder):
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 1
     assert finished.fact("manifest.json", "model", "family") == "gpt_neox (general path)"
+    assert finished.fact("manifest.json", "versions", "transformers")
     (start,) = events(finished, "start")
     assert "General path (transformers): slower" in start["reason"]
     assert "General path (transformers): slower" in (finished.path / "report.html").read_text(encoding="utf-8")

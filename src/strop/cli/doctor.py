@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from strop.cli.app import verb
 
-PACKAGES: Final = ("strop", "torch", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "triton")
+PACKAGES: Final = ("strop", "torch", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "triton", "transformers")
 
 
 def doctor(model: str | None = None, /, *, json: bool = False) -> int:

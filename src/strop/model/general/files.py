@@ -24,6 +24,8 @@ from strop.model.prequantized import check_quantization
 from strop.model.tensors import Source, Tensors
 from strop.model.weights import WeightReader
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
+
 
 class GeneralTensors(Tensors):
     """The tensors of a model of the general path, by the paths of transformers' tree.
@@ -42,8 +44,7 @@ class GeneralTensors(Tensors):
         config, place = read_config(folder), folder / "config.json"
         check_quantization(config.get("quantization_config"), place)
         reader = WeightReader(folder)
-        layers = [config.get(name) for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")]
-        reader.check_layers(max((count for count in layers if isinstance(count, int)), default=0))
+        reader.check_layers(_most_layers(config))
         self.spec: GeneralSpec = spec_of(config, place)
         skeleton = make_skeleton(config, place, self.spec.attention)
         super().__init__(config, reader, _table(self.spec, skeleton, reader.shapes, folder))
@@ -57,6 +58,17 @@ class GeneralTensors(Tensors):
     def weight_item(self) -> int:
         """Bytes of a number of a linear's weight in the files; the most of any."""
         return max(self.item_bytes(name) for name in self.projections)
+
+
+def _most_layers(config: Mapping[str, Any]) -> int:
+    """The largest number of layers that a config names, in its parts too."""
+    counts = [0]
+    for key, value in config.items():
+        if isinstance(value, dict):
+            counts.append(_most_layers(value))
+        elif isinstance(value, int) and key in _LAYERS:
+            counts.append(value)
+    return max(counts)
 
 
 def _table(

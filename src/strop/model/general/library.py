@@ -22,7 +22,8 @@ INSTALL = "pip install 'strop[general]'"
 # Keys that say how, not what, or where code is: implementations by name can be repositories of kernels.
 _NOT_THEIRS = ("auto_map", "custom_pipelines", "quantization_config", "_name_or_path", "use_cache", "kernel_config")
 _IMPLEMENTATION = "_implementation"
-_LARGEST = 1 << 31
+# Bounds of whole numbers by a word of their key: beyond them transformers would make modules or tables without end.
+_LARGEST = {"expert": 4096, "position": 1 << 24, "": 1 << 31}
 
 
 def require_known(config: Mapping[str, Any], place: Path) -> str:
@@ -119,10 +120,11 @@ def _numbers_and_names(config: Mapping[str, Any], place: Path) -> dict[str, Any]
     for key, value in config.items():
         if key in _NOT_THEIRS or _IMPLEMENTATION in key:
             continue
-        if isinstance(value, int) and abs(value) > _LARGEST:
+        most = next(bound for word, bound in _LARGEST.items() if word in key)
+        if isinstance(value, int) and abs(value) > most:
             raise ModelError(
                 f"{place}: {key} is out of all bounds",
-                expected=f"at most {_LARGEST:,}",
+                expected=f"at most {most:,}",
                 found=f"{value:,}",
                 do="fetch the model again",
             )

@@ -71,7 +71,7 @@ class QuantizedLinear(nn.Module):
         else:
             down = x_TI.new_empty(len(x_TI), len(pair[0]) if pair else 0)
             out_TO = x_TI.new_empty(len(x_TI), self.out_features)
-            project(x_TI, self.frozen, [pair], scale, None, AdapterMemory(down, down, None), out_TO)
+            project(x_TI.contiguous(), self.frozen, [pair], scale, None, AdapterMemory(down, down, None), out_TO)
         return out_TO.view(*x.shape[:-1], self.out_features)
 
 

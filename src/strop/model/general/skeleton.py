@@ -78,6 +78,9 @@ def _spec_of(text: str, place: Path) -> GeneralSpec:
     for attention in ("sdpa", "eager"):  # transformers' own order; some models have the second alone
         try:
             skeleton = make_skeleton(config, place, attention)
+            everything = frozenset(path for path, _, _ in linear_modules(skeleton.model))
+            # First as if all linears were called: fused experts cannot always be run over weights of zero.
+            _read_spec(skeleton, _Traced(everything, everything), kind, attention, place)
             traced = _trace(skeleton)
         except ModelError as error:
             reason = error
