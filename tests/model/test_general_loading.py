@@ -51,7 +51,7 @@ def test_the_peak_is_what_stays_and_a_bounded_rest(tmp_path: Path, monkeypatch: 
     save_file(
         {name: torch.randn(shape).mul_(0.02).bfloat16() for name, shape in shapes.items()}, folder / "model.safetensors"
     )
-    monkeypatch.setenv("STROP_NF4_CACHE", "0")
+    monkeypatch.setenv("STROP_NF4_CACHE", "off")
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     print(found)

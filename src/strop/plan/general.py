@@ -213,9 +213,9 @@ def _memory(job: _Job, plan: Plan, workload: Workload) -> dict[str, int]:
     spec, costs, item = job.spec, job.costs, plan_item(plan)
     tokens, ends = workload.largest_pack, spec.vocabulary * spec.hidden
     again = plan.recompute_layers / spec.layers
-    kept = (1 - again) * costs.kept.of(tokens) + again * costs.kept_again.of(tokens)
-    # A layer that is computed again has all that it keeps for as long as its own backward pass takes.
-    one = costs.kept.of(tokens) / spec.layers if plan.recompute_layers == spec.layers else 0.0
+    whole, inputs = (1 - again) * costs.kept.of(tokens), again * costs.kept_again.of(tokens)
+    # Layers are computed again when those above, which keep all, have given it back.
+    working = max(costs.working.of(tokens), costs.working_again.of(tokens) - whole if again else 0.0)
     largest = max(min(one.outputs * one.inputs, BLOCK_WEIGHTS) for one in spec.linears)
     logits = min(plan.loss_chunk, workload.most_learned) * spec.vocabulary * 4 * _LOGITS
     stored = job.tensors.item_bytes(f"{spec.embedding}.weight")
@@ -230,8 +230,8 @@ def _memory(job: _Job, plan: Plan, workload: Workload) -> dict[str, int]:
         "dequantised copies": plan.dense_layers * spec.linear_weights // spec.layers * item,
         "weight buffer": 0 if plan.dense_layers == spec.layers else largest * item,
         "adapters and optimiser": job.parameters * _ADAPTER_BYTES,
-        "saved activations": int(kept),
-        "working memory": int(costs.working.of(tokens) + one),
+        "saved activations": int(whole + inputs),
+        "working memory": int(working),
         "loss chunk": logits,
         "attention and product buffers": _LIBRARY_BYTES,
         "sample answers": _answer_bytes(job, item),

@@ -74,6 +74,7 @@ class GeneralCosts:
         kept: bytes that all layers together keep for the backward pass.
         kept_again: the same where each keeps its input alone.
         working: bytes beside these at the peak.
+        working_again: the same while a layer is computed again, all that it then keeps included.
         flops: operations per second of the linears' products.
         quantise: seconds of a weight.
     """
@@ -83,6 +84,7 @@ class GeneralCosts:
     kept: Cost
     kept_again: Cost
     working: Cost
+    working_again: Cost
     flops: float
     quantise: float
 
@@ -170,7 +172,8 @@ def _costs(spec: GeneralSpec, kinds: dict[int, list[int]], trials: Sequence[_Fou
         both=layers["both"] + ends["both"] + Cost(0.0, 0.0, 3 * pairs),
         kept=layers["peak"],
         kept_again=layers["peak_again"],
-        working=_larger(ends["peak"], ends["peak_again"]),
+        working=ends["peak"],
+        working_again=ends["peak_again"],
         flops=flops,
         quantise=quantise,
     )
@@ -184,10 +187,6 @@ def _line(values: Sequence[float], *, memory: bool) -> Cost:
         return Cost(0.0, max(large / many - square * many, 0.0), square)
     each = min(max((large - small) / (many - few), 0.25 * large / many), large / many)
     return Cost(max(large - each * many, 0.0), each)
-
-
-def _larger(first: Cost, second: Cost) -> Cost:
-    return Cost(max(first.fixed, second.fixed), max(first.each, second.each), max(first.square, second.square))
 
 
 class _Trial:
@@ -315,9 +314,9 @@ class Alive(TorchDispatchMode):
 
 
 def _seconds(run: Any, device: torch.device) -> float:
-    """Seconds of the faster of two runs: one that something else disturbed says nothing."""
+    """Seconds of the fastest of three runs: one that something else disturbed says nothing."""
     found = []
-    for _ in range(2):
+    for _ in range(3):
         began = time.perf_counter()
         run()
         if device.type == "cuda":
