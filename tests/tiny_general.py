@@ -125,6 +125,7 @@ CASES = {
         ),
         {"lru_width": 64, "attention_window_size": 8, "head_dim": 16, "logits_soft_cap": 5.0},
         packs="",
+        caches=False,
         plain=False,
     ),
 }
