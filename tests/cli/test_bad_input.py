@@ -136,7 +136,7 @@ def pickled(tiny: Tiny) -> None:
 
 def other_family(tiny: Tiny) -> None:
     path = tiny.model / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "mamba"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "mambo"}))
 
 
 def other_shape(tiny: Tiny) -> None:
@@ -167,7 +167,7 @@ MODEL = {
     "broken template": (broken_template, ("chat_template.jinja, line 1: not a Jinja", "", "repair the template")),
     "unknown family": (
         other_family,
-        ("no table for the family 'mamba'", 'model_type: "mamba"', "docs/add-a-family.md"),
+        ("no table for the family 'mambo'", 'model_type: "mambo"', "docs/add-a-family.md"),
     ),
     "other weights": (other_shape, ("of the wrong shape", "shape [96, 64]", "of one model")),
 }

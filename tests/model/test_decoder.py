@@ -196,10 +196,10 @@ def test_generation_equals_transformers_and_ignores_its_neighbours(tmp_path):
 
 
 def test_sampling_follows_the_probabilities(tmp_path):
-    from strop.model.generate import _Draw
+    from strop.model.draw import Draw
 
     logits = torch.log(torch.tensor([0.1, 0.0, 0.6, 0.3])).expand(4000, 4)
-    drawn = torch.tensor(_Draw(1.0, 0, 0).choose(logits, range(4000), 0))
+    drawn = torch.tensor(Draw(1.0, 0, 0).choose(logits, range(4000), 0))
     shares = torch.bincount(drawn, minlength=4) / 4000
     assert (shares - torch.tensor([0.1, 0.0, 0.6, 0.3])).abs().max() < 0.03
     assert shares[1] == 0

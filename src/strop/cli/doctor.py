@@ -11,30 +11,37 @@ from typing import Any, Final
 
 from strop.cli.app import verb
 
-PACKAGES: Final = ("strop", "torch", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "triton")
+PACKAGES: Final = ("strop", "torch", "tokenizers", "safetensors", "gguf", "numpy", "pydantic", "triton", "transformers")
 
 
-def doctor(*, json: bool = False) -> int:
+def doctor(model: str | None = None, /, *, json: bool = False) -> int:
     """Say what Strop finds on this machine, and what is missing.
 
-    Ends with exit code 0 when training can work here and 1 when something is missing.
+    With a model, says as well what would compute it: Strop's own decoder, or the slower general path over
+    transformers. Ends with exit code 0 when training can work here and 1 when something is missing.
 
     Args:
+        model: a model folder, a .gguf file, or an id on a hub.
         json: print the findings as one JSON object.
 
     Examples:
         strop doctor
+        strop doctor ./my-model
         strop doctor --json
     """
     from strop.cli.console import error_console, output_console, print_json
     from strop.cli.show import show_facts
 
     findings = examine()
+    if model is not None and findings["device"]["kind"] != "none":
+        findings["model"] = _model(model)
     if json:
         print_json(findings)
     else:
         console = output_console()
-        for title in ("versions", "machine", "device", "kernels", "cache"):
+        for title in ("versions", "machine", "device", "kernels", "cache", "model"):
+            if title not in findings:
+                continue
             show_facts(title, readable(findings[title]), console)
             console.print()
         for problem in findings["problems"]:
@@ -78,6 +85,16 @@ def readable(facts: dict[str, Any]) -> dict[str, Any]:
         else:
             words[name.replace("_", " ")] = value
     return words
+
+
+def _model(model: str) -> dict[str, Any]:
+    """What computes a model; ends in its error where nothing does."""
+    from strop.cli.console import note
+    from strop.model.paths import path_of
+    from strop.model.source import model_folder
+
+    folder = model_folder(model, note)
+    return {"folder": str(folder), **path_of(folder)}
 
 
 def _versions() -> dict[str, str | None]:

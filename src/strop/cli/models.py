@@ -8,6 +8,8 @@ from strop.cli.app import verb
 from strop.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from strop.model.families.family import Family
 
 _CHECKED: Final = {
@@ -24,7 +26,8 @@ def models(*, check: str | None = None, template: str | None = None, json: bool 
     Every family is held to transformers (or to its published formulas where transformers lacks it) on tiny random
     weights. Real weights were run for SmolLM2 alone; for others --check compares every layer of a model of yours
     with transformers, which must be installed, in float32 and with the weights that NF4 leaves. It takes about a
-    minute for a 7B model and ends with exit code 1 where they differ.
+    minute for a 7B model and ends with exit code 1 where they differ. A model that transformers has and this list has
+    not is tuned by a general path over transformers' own code: --check says how it is computed.
 
     Args:
         check: a model to prove: a folder, a .gguf file, or an id on a hub.
@@ -48,6 +51,7 @@ def models(*, check: str | None = None, template: str | None = None, json: bool 
 def _list(*, json: bool) -> int:
     from strop.cli.console import output_console, print_json, printable
     from strop.model.families import families
+    from strop.model.paths import SLOWER
 
     rows = [_facts(family) for family in families().values()]
     if json:
@@ -68,6 +72,7 @@ def _list(*, json: bool) -> int:
     for name, how in _CHECKED.items():
         console.print(Text(f"{name}: {how}"), soft_wrap=True)
     console.print(Text("strop models --check MODEL proves a family on your own weights."), soft_wrap=True)
+    console.print(Text(f"Other models that transformers has itself: {SLOWER}."), soft_wrap=True)
     return 0
 
 
@@ -88,9 +93,12 @@ def _facts(family: Family) -> dict[str, Any]:
 def _check(model: str, *, json: bool) -> int:
     from strop.cli.console import note, output_console, print_json
     from strop.evaluate.family_check import TOLERANCE, check_family
+    from strop.model.families import find_family, read_config
     from strop.model.source import model_folder
 
     folder = model_folder(model, note)
+    if find_family(read_config(folder)) is None:
+        return _check_general(folder, json=json)
     layers = []
     for one in check_family(folder):
         layers.append(one)
@@ -109,6 +117,31 @@ def _check(model: str, *, json: bool) -> int:
             soft_wrap=True,
         )
     return 0 if passed else 1
+
+
+def _check_general(folder: Path, *, json: bool) -> int:
+    """Of the general path there is no second code to compare with: what is checked is what Strop adds to it."""
+    from strop.cli.console import output_console, print_json
+    from strop.evaluate.general_check import check_general
+    from strop.model.paths import SLOWER
+
+    found = check_general(folder)
+    if json:
+        print_json({"model": folder, "path": SLOWER, **found._asdict()})
+    else:
+        console = output_console()
+        console.print(f"{found.family}: {SLOWER}", soft_wrap=True)
+        console.print(
+            f"{found.quantized:,} weights in NF4, {found.kept:,} as they are; adapters on {', '.join(found.targets)}",
+            soft_wrap=True,
+        )
+        how = f"in packs, apart by {found.isolates}" if found.isolates else "a document at a time"
+        console.print(
+            f"documents are computed {how}: largest difference {found.difference:.1e} from alone "
+            f"(allowed {found.tolerance:.0e}); answers {'go on from its cache' if found.caches else 'are made anew'}",
+            soft_wrap=True,
+        )
+    return 0 if found.passed else 1
 
 
 def _template(name: str, *, json: bool) -> int:

@@ -14,9 +14,9 @@ from strop.data.records import Example, Message, ToolCall
 from strop.data.thinking import answers_thinking
 from strop.data.tokenizer import Tokenizer
 from strop.data.tokens import encode_prompt
-from strop.model.decoder import Decoder
 from strop.model.generate import generate
 from strop.model.lora import Adapter
+from strop.model.paths import AnyDecoder
 
 # Questions taken from the held-out samples where the recipe asks none.
 DEFAULT_QUESTIONS = 3
@@ -105,7 +105,7 @@ def _as_dict(message: Message) -> dict[str, Any]:
 
 
 def answer_questions(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     adapter: Adapter | None,
     tokenizer: Tokenizer,
     questions: Sequence[Question],

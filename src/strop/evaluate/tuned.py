@@ -11,10 +11,8 @@ import torch
 from strop.data.tokenizer import Tokenizer
 from strop.errors import InputError
 from strop.evaluate.ask import AnswerText, Question, answer_questions, question_of_text
-from strop.model.decoder import Decoder
-from strop.model.engine import Engine
-from strop.model.load import load_decoder
 from strop.model.lora import Adapter, read_adapter
+from strop.model.paths import AnyDecoder, AnyEngine, load_any, open_tensors
 from strop.model.source import Note, model_folder
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import default_plan
@@ -41,11 +39,11 @@ class TunedModel:
     run: RunFolder
     recipe: Recipe
     plan: Plan
-    decoder: Decoder
+    decoder: AnyDecoder
     adapter: Adapter
     tokenizer: Tokenizer
 
-    def measure(self) -> Engine:
+    def measure(self) -> AnyEngine:
         """What computes losses: forward passes alone, which keep nothing, so that memory is that of one layer."""
         everything = replace(self.plan, recompute_layers=self.decoder.spec.layers, recompute_elementwise=0)
         work = everything.work(
@@ -129,14 +127,11 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
     return TunedModel(run, recipe, plan, decoder, read_adapter(adapter_folder, decoder.spec, decoder.device), tokenizer)
 
 
-def load_base(folder: Path) -> tuple[Decoder, Plan]:
+def load_base(folder: Path) -> tuple[AnyDecoder, Plan]:
     """A base for answering and evaluating, computed as this machine does best."""
-    from strop.model.families import read_spec
-
-    spec = read_spec(folder)
-    plan = default_plan(spec, probe())
+    plan = default_plan(open_tensors(folder).spec, probe())
     use_processor(plan)
-    decoder = load_decoder(folder, plan.device, getattr(torch, plan.dtype), head=plan.head, embedding=plan.embedding)
+    decoder = load_any(folder, plan.device, getattr(torch, plan.dtype), head=plan.head, embedding=plan.embedding)
     decoder.loss_chunk = plan.loss_chunk
     decoder.keep_dense(plan.dense_layers)
     return decoder, plan

@@ -10,7 +10,8 @@ The rank is that of all parts together, and alpha grows with it, so that alpha /
 ``rank_pattern`` and ``alpha_pattern``. Back, B is cut along its blocks. An adapter that PEFT made has one A for all
 parts: each gets that A and its own rows of B, which is the same function.
 
-Canonical names are those of `strop.model.spec.module_path`.
+Canonical names are those of `strop.model.spec.module_path`. On the general path they are those of transformers' tree
+itself, which PEFT's files have as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strop.model.general.spec import GeneralSpec
 from strop.model.spec import DecoderSpec, Module, module_path
 
 PREFIX = "base_model.model."
@@ -35,8 +37,13 @@ def modules_of(spec: DecoderSpec) -> tuple[Module, ...]:
     return tuple(Module(module_path(0, name)[start:], (name,)) for name in spec.projections)
 
 
-def tree_settings(spec: DecoderSpec, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
+def tree_settings(spec: DecoderSpec | GeneralSpec, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
     """The settings of adapter_config.json that depend on the tree: target_modules, rank_pattern, alpha_pattern."""
+    if isinstance(spec, GeneralSpec):
+        transposed = any(linear.transposed and linear.name in targets for linear in spec.linears)
+        # Whole paths: a last word alone might stand for modules that have no adapter.
+        names = [path for path, _, _ in spec.adapted(targets)]
+        return {"target_modules": names, "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": transposed}
     names, ranks, alphas = [], {}, {}
     for module in modules_of(spec):
         count = sum(part in targets for part in module.parts)
@@ -47,9 +54,14 @@ def tree_settings(spec: DecoderSpec, targets: Sequence[str], rank: int, alpha: f
     return {"target_modules": names, "rank_pattern": ranks, "alpha_pattern": alphas}
 
 
-def to_tree(spec: DecoderSpec, matrices: Mapping[str, Pair]) -> dict[str, Tensor]:
+def to_tree(spec: DecoderSpec | GeneralSpec, matrices: Mapping[str, Pair]) -> dict[str, Tensor]:
     """Canonical matrices under the names that PEFT gives them on disk."""
     tensors = {}
+    if isinstance(spec, GeneralSpec):
+        for path, pair in matrices.items():
+            for letter, matrix in zip("AB", pair, strict=True):
+                tensors[f"{PREFIX}{path}.lora_{letter}.weight"] = matrix
+        return tensors
     for layer, module in _places(spec):
         pairs = {part: matrices[path] for part in module.parts if (path := module_path(layer, part)) in matrices}
         if pairs:
@@ -59,7 +71,9 @@ def to_tree(spec: DecoderSpec, matrices: Mapping[str, Pair]) -> dict[str, Tensor
     return tensors
 
 
-def from_tree(spec: DecoderSpec, tensors: Mapping[str, Tensor], targets: Sequence[str], rank: int) -> dict[str, Tensor]:
+def from_tree(
+    spec: DecoderSpec | GeneralSpec, tensors: Mapping[str, Tensor], targets: Sequence[str], rank: int
+) -> dict[str, Tensor]:
     """Tensors of an adapter's file under canonical names; those that belong nowhere keep theirs.
 
     Args:
@@ -69,6 +83,8 @@ def from_tree(spec: DecoderSpec, tensors: Mapping[str, Tensor], targets: Sequenc
         rank: of each.
     """
     found = dict(tensors)
+    if isinstance(spec, GeneralSpec):
+        return found
     for layer, module in _places(spec):
         names = [f"{_on_disk(spec, layer, module)}.lora_{letter}.weight" for letter in "AB"]
         parts = [part for part in module.parts if part in targets]
@@ -86,9 +102,13 @@ def from_tree(spec: DecoderSpec, tensors: Mapping[str, Tensor], targets: Sequenc
     return found
 
 
-def targets_of(spec: DecoderSpec, names: Sequence[str] | str) -> tuple[str, ...]:
+def targets_of(spec: DecoderSpec | GeneralSpec, names: Sequence[str] | str) -> tuple[str, ...]:
     """The projections of the modules that ``target_modules`` names."""
     chosen: list[str] = []
+    if isinstance(spec, GeneralSpec):
+        words = set(names)
+        named = {one.name for one in spec.linears if names == "all-linear" or one.name in words or one.path in words}
+        return tuple(name for name in spec.projections if name in named)
     for module in modules_of(spec):
         last = module.path.rsplit(".", 1)[-1]
         if names == "all-linear" or module.path in names or last in names:

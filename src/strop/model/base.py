@@ -23,7 +23,7 @@ from strop.kernels.nf4 import NF4Tensor
 from strop.model import nf4_cache
 from strop.model.nf4_cache import KeptBase, NewBase, cache_key, new_base, open_kept
 from strop.model.nf4_space import most_bytes
-from strop.model.tensors import ModelTensors
+from strop.model.tensors import Tensors
 
 T = TypeVar("T", Tensor, NF4Tensor)
 
@@ -44,14 +44,14 @@ class Base:
 
 
 @contextmanager
-def open_base(tensors: ModelTensors, device: torch.device) -> Iterator[Base]:
+def open_base(tensors: Tensors, device: torch.device) -> Iterator[Base]:
     """The base of a model, for as long as it is being loaded.
 
     Args:
         tensors: the model.
         device: where the base shall lie.
     """
-    names = projections(tensors)
+    names = tensors.projections
     kept, new = _cached(tensors, names)
     ahead = _Ahead(lambda name: _read(tensors, kept, name), names, lambda name: _bytes(tensors, kept, name))
 
@@ -78,16 +78,7 @@ def open_base(tensors: ModelTensors, device: torch.device) -> Iterator[Base]:
         ahead.close()
 
 
-def projections(tensors: ModelTensors) -> list[str]:
-    """Our names of the tensors that lie in NF4, in the order of the layers."""
-    return [
-        name
-        for name, source in tensors.table.items()
-        if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(source.shape) == 2
-    ]
-
-
-def _cached(tensors: ModelTensors, names: list[str]) -> tuple[KeptBase | None, NewBase | None]:
+def _cached(tensors: Tensors, names: list[str]) -> tuple[KeptBase | None, NewBase | None]:
     """The kept base, or one to be kept; neither where the cache is off or there is nothing to gain."""
     reader, table = tensors.reader, tensors.table
     weights = sum(table[name].shape[0] * table[name].shape[1] for name in names)
@@ -100,7 +91,7 @@ def _cached(tensors: ModelTensors, names: list[str]) -> tuple[KeptBase | None, N
     return kept, None if kept else new_base(key, {name: table[name].shape for name in names})
 
 
-def _read(tensors: ModelTensors, kept: KeptBase | None, name: str) -> Tensor | NF4Tensor:
+def _read(tensors: Tensors, kept: KeptBase | None, name: str) -> Tensor | NF4Tensor:
     source = tensors.table[name]
     if kept is not None:
         return kept.read(name, source.shape)
@@ -113,7 +104,7 @@ def _read(tensors: ModelTensors, kept: KeptBase | None, name: str) -> Tensor | N
     return source.changed(tensors.reader.read(source.name, source.rows))
 
 
-def _bytes(tensors: ModelTensors, kept: KeptBase | None, name: str) -> int:
+def _bytes(tensors: Tensors, kept: KeptBase | None, name: str) -> int:
     source = tensors.table[name]
     rows, columns = source.shape
     return rows * columns * (tensors.reader.item_bytes(source.name) if kept is None else 1)

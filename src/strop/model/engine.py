@@ -52,6 +52,11 @@ class Engine:
         del self.workspace
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the largest pack that memory is laid out for."""
+        return self.workspace.work.tokens
+
+    @property
     def device(self) -> torch.device:
         """Where the base lies."""
         return self.decoder.device

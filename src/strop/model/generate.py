@@ -15,25 +15,14 @@ import torch
 from torch import Tensor
 
 from strop.kernels.attention import attend_cached, attention
-from strop.kernels.random import uniform
 from strop.model.decoder import Decoder
+from strop.model.draw import Answer, Draw
+from strop.model.general.answers import continue_prompts
+from strop.model.general.decoder import GeneralDecoder
 from strop.model.lora import Adapter
 
 # Keys and values of all sequences of a batch stay below this many bytes; more prompts go in more batches.
 CACHE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was generated for one prompt.
-
-    Attributes:
-        tokens: the new tokens, without the stop token.
-        stopped: whether a stop token ended it, and not the limit.
-    """
-
-    tokens: list[int]
-    stopped: bool
 
 
 @dataclass(slots=True)
@@ -48,9 +37,8 @@ class _Cache:
         self.values = [part[rows] for part in self.values]
 
 
-@torch.inference_mode()
 def generate(
-    decoder: Decoder,
+    decoder: Decoder | GeneralDecoder,
     adapter: Adapter | None,
     prompts: Sequence[Sequence[int]],
     stop_tokens: Sequence[int],
@@ -75,6 +63,24 @@ def generate(
     Returns:
         One answer a prompt, in order.
     """
+    stops = frozenset(stop_tokens)
+    if isinstance(decoder, GeneralDecoder):
+        draw = Draw(temperature, seed, 0)
+        return continue_prompts(decoder, adapter, prompts, stops, max_tokens, draw, on_token)
+    return _generate(decoder, adapter, prompts, stops, max_tokens, temperature, seed, on_token)
+
+
+@torch.inference_mode()
+def _generate(
+    decoder: Decoder,
+    adapter: Adapter | None,
+    prompts: Sequence[Sequence[int]],
+    stop_tokens: frozenset[int],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    on_token: Callable[[int, int], None] | None,
+) -> list[Answer]:
     spec = decoder.spec
     token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_size * decoder.dtype.itemsize
     answers: list[Answer] = []
@@ -86,31 +92,11 @@ def generate(
             if end > start and (end + 1 - start) * longest * token_bytes > CACHE_BYTES:
                 break
             end += 1
-        draw = _Draw(temperature, seed, start)
+        draw = Draw(temperature, seed, start)
         batch = prompts[start:end]
-        answers += _generate_batch(decoder, adapter, batch, frozenset(stop_tokens), max_tokens, draw, on_token)
+        answers += _generate_batch(decoder, adapter, batch, stop_tokens, max_tokens, draw, on_token)
         start = end
     return answers
-
-
-@dataclass(frozen=True, slots=True)
-class _Draw:
-    """How the next token is chosen."""
-
-    temperature: float
-    seed: int
-    first_prompt: int
-
-    def choose(self, logits_BV: Tensor, prompts: Sequence[int], place: int) -> list[int]:
-        if self.temperature == 0:
-            chosen: list[int] = logits_BV.argmax(dim=1).tolist()
-            return chosen
-        share_BV = (logits_BV.double() / self.temperature).softmax(dim=1).cumsum(dim=1)
-        points = [uniform((1,), self.seed, self.first_prompt + prompt, place).item() for prompt in prompts]
-        point_B1 = torch.tensor(points, dtype=torch.float64, device=logits_BV.device)[:, None]
-        found = torch.searchsorted(share_BV, point_B1 * share_BV[:, -1:], right=True)
-        drawn: list[int] = found.clamp(max=logits_BV.shape[1] - 1)[:, 0].tolist()
-        return drawn
 
 
 def _generate_batch(
@@ -119,7 +105,7 @@ def _generate_batch(
     prompts: Sequence[Sequence[int]],
     stop_tokens: frozenset[int],
     max_tokens: int,
-    draw: _Draw,
+    draw: Draw,
     on_token: Callable[[int, int], None] | None,
 ) -> list[Answer]:
     device = decoder.device

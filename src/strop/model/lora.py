@@ -21,7 +21,8 @@ from strop.errors import ModelError, UsageError
 from strop.foreign import read_json, resolved_inside
 from strop.kernels.random import uniform
 from strop.model.adapter_tree import PREFIX, from_tree, targets_of, to_tree, tree_settings
-from strop.model.spec import PROJECTIONS, DecoderSpec, module_path
+from strop.model.general.spec import GeneralSpec
+from strop.model.spec import PROJECTIONS, DecoderSpec
 from strop.model.tensor_bytes import Content, safetensors_file
 
 CONFIG_FILE = "adapter_config.json"
@@ -104,7 +105,7 @@ def parse_targets(text: str, projections: Sequence[str] = PROJECTIONS) -> tuple[
 
 
 def make_adapter(
-    spec: DecoderSpec,
+    spec: DecoderSpec | GeneralSpec,
     *,
     rank: int,
     alpha: float,
@@ -115,17 +116,14 @@ def make_adapter(
 ) -> Adapter:
     """A new adapter that changes nothing yet; float32 leaves that require gradients."""
     matrices = {}
-    for layer in range(spec.layers):
-        for name in targets:
-            path = module_path(layer, name)
-            outputs, inputs = spec.projection_shape(name)
-            a_RI = (uniform((rank, inputs), seed, path) * 2 - 1) * inputs**-0.5
-            b_OR = torch.zeros(outputs, rank)
-            matrices[path] = (a_RI.to(device).requires_grad_(), b_OR.to(device).requires_grad_())
+    for path, outputs, inputs in spec.adapted(targets):
+        a_RI = (uniform((rank, inputs), seed, path) * 2 - 1) * inputs**-0.5
+        b_OR = torch.zeros(outputs, rank)
+        matrices[path] = (a_RI.to(device).requires_grad_(), b_OR.to(device).requires_grad_())
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
-def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec) -> dict[str, Content]:
+def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec | GeneralSpec) -> dict[str, Content]:
     """The files of an adapter as PEFT writes them, by name, under the names of the family's modules.
 
     `peft.PeftModel.from_pretrained` loads their folder. Where a fused module has adapters for some of its projections
@@ -161,7 +159,7 @@ def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec) -> dict[str, C
     }
 
 
-def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) -> None:
+def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec | GeneralSpec) -> None:
     """Writes an adapter's files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, (_, chunks) in adapter_files(adapter, base, spec).items():
@@ -169,7 +167,7 @@ def write_adapter(adapter: Adapter, folder: Path, base: str, spec: DecoderSpec) 
             file.writelines(chunks)
 
 
-def read_adapter(folder: Path, spec: DecoderSpec, device: torch.device | str = "cpu") -> Adapter:
+def read_adapter(folder: Path, spec: DecoderSpec | GeneralSpec, device: torch.device | str = "cpu") -> Adapter:
     """Reads an adapter in PEFT's format.
 
     Raises:

@@ -9,6 +9,7 @@ Names of weights are canonical: Hugging Face's names for Llama, whatever the fam
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # The projections of a layer, in the groups that share an input. The names are Hugging Face's and PEFT's.
@@ -227,6 +228,12 @@ class DecoderSpec:
         if name in ATTENTION_INPUTS:
             return self.attention_input_bias
         return self.attention_output_bias if name in ATTENTION_OUTPUT else self.mlp_bias
+
+    def adapted(self, targets: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+        """(canonical path, outputs, inputs) of every projection that ``targets`` name."""
+        for layer in range(self.layers):
+            for name in targets:
+                yield module_path(layer, name), *self.projection_shape(name)
 
     @property
     def linear_weights(self) -> int:

@@ -43,7 +43,7 @@ class Source:
         file_shape: its whole shape there.
         shape: the shape that ours has.
         rows: the ranges of rows that ours takes of it, in order; None for all.
-        change: what is done to it: "", "plus one" or "unit rows".
+        change: what is done to it: "", "plus one", "unit rows" or "transposed".
     """
 
     name: str
@@ -64,32 +64,25 @@ class Source:
             return tensor.float() + 1.0
         if self.change == "unit rows":
             return torch.nn.functional.normalize(tensor)
-        return tensor
+        return tensor.T.contiguous() if self.change == "transposed" else tensor
 
 
-class ModelTensors:
-    """The tensors of a model folder by our names, whatever its files call them.
-
-    Args:
-        folder: config.json and safetensors, of a supported family.
+class Tensors:
+    """The tensors of a model folder by the names of a tree, whatever its files call them.
 
     Attributes:
         config: its config.json.
-        spec: what that was read into.
         reader: its files.
         table: where each tensor lies.
-
-    Raises:
-        ModelError: the folder, its config, a tensor's name or shape are not right.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.config = read_config(folder)
-        self.spec = spec_from_config(self.config, folder / "config.json")
-        self.reader = WeightReader(folder)
-        self.reader.check_layers(self.spec.layers)
-        self.table = tensor_table(self.spec, self.config)
-        self.reader.check({source.name: source.file_shape for source in self.table.values()})
+    def __init__(self, config: dict[str, Any], reader: WeightReader, table: dict[str, Source]) -> None:
+        self.config, self.reader, self.table = config, reader, table
+
+    @property
+    def projections(self) -> list[str]:
+        """Names of the tensors that lie in NF4, in the order in which they are taken."""
+        raise NotImplementedError
 
     def read(self, name: str) -> Tensor:
         """One tensor, in the dtype of the file unless the family changes it.
@@ -116,6 +109,40 @@ class ModelTensors:
     def item_bytes(self, name: str) -> int:
         """Bytes of a number of a tensor, as the file has it."""
         return self.reader.item_bytes(self.table[name].name)
+
+
+class ModelTensors(Tensors):
+    """The tensors of a model of a family, by our names.
+
+    Args:
+        folder: config.json and safetensors, of a supported family.
+
+    Attributes:
+        config: its config.json.
+        spec: what that was read into.
+        reader: its files.
+        table: where each tensor lies.
+
+    Raises:
+        ModelError: the folder, its config, a tensor's name or shape are not right.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        config = read_config(folder)
+        self.spec = spec_from_config(config, folder / "config.json")
+        reader = WeightReader(folder)
+        reader.check_layers(self.spec.layers)
+        super().__init__(config, reader, tensor_table(self.spec, config))
+        reader.check({source.name: source.file_shape for source in self.table.values()})
+
+    @property
+    def projections(self) -> list[str]:
+        """Our names of the projections, in the order of the layers."""
+        return [
+            name
+            for name, source in self.table.items()
+            if name.startswith("model.layers.") and name.endswith("_proj.weight") and len(source.shape) == 2
+        ]
 
 
 class _Tensor(NamedTuple):

@@ -53,6 +53,13 @@ class WeightReader:
             self._entries.update(read_header(path))
         self._packed: dict[str, PackedState] = states_of(self, self._entries)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the files and its shape; one in NF4 counts once, with the shape of its weight."""
+        parts = tuple(f"{name}." for name in self._packed)
+        plain = {name: entry.shape for name, entry in self._entries.items() if not name.startswith(parts)}
+        return {**plain, **{name: packed.shape for name, packed in self._packed.items()}}
+
     def check_layers(self, layers: int) -> None:
         """Refuses more layers than the files have tensors, before anything is made for each."""
         if layers > len(self._entries):

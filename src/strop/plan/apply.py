@@ -7,6 +7,8 @@ import torch
 from strop.kernels import blas
 from strop.model.decoder import Decoder
 from strop.model.engine import Engine
+from strop.model.general.engine import GeneralEngine
+from strop.model.paths import AnyDecoder, AnyEngine
 from strop.model.workspace import Work
 from strop.plan.allocator import return_large_blocks
 from strop.plan.plan import Plan
@@ -21,9 +23,9 @@ def use_processor(plan: Plan) -> None:
         blas.use(plan.matmul if plan.matmul in blas.libraries() else "torch")
 
 
-def make_engine(decoder: Decoder, plan: Plan, work: Work) -> Engine:
+def make_engine(decoder: AnyDecoder, plan: Plan, work: Work) -> AnyEngine:
     """An engine that computes as a plan says: dequantised copies, the head's dtype, what layers keep."""
     decoder.loss_chunk = plan.loss_chunk
     decoder.keep_dense(plan.dense_layers)
     decoder.keep_head(dense=plan.head == "dense")
-    return Engine(decoder, work)
+    return Engine(decoder, work) if isinstance(decoder, Decoder) else GeneralEngine(decoder, work)

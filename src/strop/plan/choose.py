@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from strop.errors import BudgetError
 from strop.kernels import blas
+from strop.model.general.spec import GeneralSpec
+from strop.model.paths import AnySpec
 from strop.model.spec import DecoderSpec
 from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
@@ -18,7 +20,7 @@ from strop.plan.forecast import Choice, Forecast
 from strop.plan.job import Job, read_job
 from strop.plan.machine import Machine, probe
 from strop.plan.memory import forecast_memory
-from strop.plan.plan import Plan
+from strop.plan.plan import GENERAL, Plan
 from strop.plan.search import Levers, Point, front, packed
 from strop.plan.workload import Workload
 from strop.run.levers import savings
@@ -111,7 +113,7 @@ def packing_of(choice: Choice, plan: Plan) -> Workload:
     return found[0]
 
 
-def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = None) -> Plan:
+def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) -> Plan:
     """A plan for answering and evaluating, which keep nothing: no search, no timing.
 
     Args:
@@ -136,7 +138,8 @@ def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = No
         matmul="openblas" if not on_gpu and "openblas" in blas.libraries() else "torch",
         threads=machine.cores,
     )
-    return replace(plan, **(dict(levers) if levers else {}))  # type: ignore[arg-type]
+    fixed = GENERAL if isinstance(spec, GeneralSpec) else {}
+    return replace(plan, **{**fixed, **(levers or {})})  # type: ignore[arg-type]
 
 
 def _timed(job: Job, levers: Levers) -> Machine:
@@ -168,12 +171,12 @@ def _choice(
     else:
         fitting = [point for point in points if point.bytes <= usable(budget)]
         if not fitting:
-            raise _too_small(forecasts.of(points[0]), budget, source, levers)
+            raise too_small(forecasts.of(points[0]), budget, source, levers)
         limit = fitting[-1].seconds * (1 + _EQUAL)
         chosen = next(point for point in fitting if point.seconds <= limit)
         workload, forecast = chosen.workload, forecasts.of(chosen)
         curve = forecasts.curve(points, chosen)
-        reason = _reason(forecast, curve, budget, source)
+        reason = reason_of(forecast, curve, budget, source)
     packings = tuple({id(point.workload): point.workload for point in points}.values())
     return Choice(forecast, curve, budget, source, reason, machine, workload, (workload, *packings))
 
@@ -209,7 +212,7 @@ def _forecast(job: Job, plan: Plan, workload: Workload, machine: Machine) -> For
     return Forecast(plan, components, step_seconds, parts, by_kind, workload.read_tokens / step_seconds)
 
 
-def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: str) -> str:
+def reason_of(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: str) -> str:
     """Why this plan: what the budget allows, what is given up, what the next faster one would need."""
     allowed = f"{write_size(budget)} ({source})"
     gives_up = savings(forecast.plan.as_dict())
@@ -224,7 +227,7 @@ def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: 
     return f"The fastest plan inside {allowed}: {gives_up}. {needs}."
 
 
-def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
+def too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
     """What the smallest plan needs, and how to ask for it."""
     least = budget_for(smallest.peak_bytes)
     needed = write_size(least)

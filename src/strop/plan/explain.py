@@ -92,7 +92,8 @@ def time_rows(forecast: Forecast) -> list[tuple[str, str]]:
 
 def circumstances(choice: Choice) -> list[tuple[str, str]]:
     """What has to be computed, and what on."""
-    return [("work", _work(choice.workload)), ("machine", _machine(choice.machine, choice.forecast.plan))]
+    path = [("path", choice.path)] if choice.path else []
+    return [*path, ("work", _work(choice.workload)), ("machine", _machine(choice.machine, choice.forecast.plan))]
 
 
 def _work(work: Workload) -> str:

@@ -75,6 +75,7 @@ class Choice:
         machine: what was computed on.
         workload: what has to be computed under this plan.
         packings: the same for every plan of the curve (`strop.plan.choose.packing_of`).
+        path: what a person should know of the path that computes the model; "" for Strop's own decoder.
     """
 
     forecast: Forecast
@@ -85,6 +86,7 @@ class Choice:
     machine: Machine
     workload: Workload
     packings: tuple[Workload, ...] = ()
+    path: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The choice as plan.json's neighbours and `--json` hold it."""
@@ -100,4 +102,5 @@ class Choice:
             ],
             "machine": self.machine.as_dict(),
             "workload": self.workload.as_dict(),
+            **({"path": self.path} if self.path else {}),
         }

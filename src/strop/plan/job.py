@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -70,8 +71,7 @@ class Job:
     @property
     def data_bytes(self) -> int:
         """The samples' tokens, and what is learned of them."""
-        held = {id(store_of(samples)): held_bytes(samples) for samples in (self.learned, self.held_out)}
-        return sum(held.values())
+        return data_bytes(self)
 
     @property
     def file_bytes(self) -> int:
@@ -93,12 +93,6 @@ def read_job(
         recipe: the recipe.
         steps: optimiser steps of the run.
     """
-    every, asked = recipe.watch.every, asking(dataset.held_out or dataset.learned)
-    count = min(_QUESTIONS, len(asked))
-    prompts = [_prompt_tokens(asked[index * len(asked) // count]) for index in range(count)]
-    if recipe.watch.ask:
-        template = min((_prompt_tokens(example) for example in asked[:256]), default=0)
-        prompts = [template + len(text) // _LETTERS_PER_TOKEN for text in recipe.watch.ask]
     return Job(
         spec=spec,
         targets=parse_targets(recipe.adapter.targets, spec.projections),
@@ -107,8 +101,8 @@ def read_job(
         steps=steps,
         samples_per_step=recipe.train.samples_per_step,
         seed=recipe.train.seed,
-        looks=1 + steps // every + (steps % every > 0),
-        prompts=tuple(prompts),
+        looks=looks_of(recipe, steps),
+        prompts=questions_of(dataset, recipe),
         answer_tokens=recipe.watch.answer_tokens,
         head_item=item_bytes(EMBEDDING if spec.tied_head else HEAD),
         embedding_item=item_bytes(EMBEDDING),
@@ -116,6 +110,40 @@ def read_job(
         learned=dataset.learned,
         held_out=dataset.held_out,
     )
+
+
+def looks_of(recipe: Recipe, steps: int) -> int:
+    """How often held-out losses and sample answers are taken in a run of so many steps."""
+    every = recipe.watch.every
+    return 1 + steps // every + (steps % every > 0)
+
+
+def questions_of(dataset: Dataset, recipe: Recipe) -> tuple[int, ...]:
+    """Tokens of each question that is asked at a look."""
+    asked = asking(dataset.held_out or dataset.learned)
+    if recipe.watch.ask:
+        template = min((_prompt_tokens(example) for example in asked[:256]), default=0)
+        return tuple(template + len(text) // _LETTERS_PER_TOKEN for text in recipe.watch.ask)
+    count = min(_QUESTIONS, len(asked))
+    return tuple(_prompt_tokens(asked[index * len(asked) // count]) for index in range(count))
+
+
+class _Samples(Protocol):
+    """What has samples to learn and held out."""
+
+    @property
+    def learned(self) -> Sequence[Example]:
+        """The samples to learn."""
+
+    @property
+    def held_out(self) -> Sequence[Example]:
+        """The samples held out."""
+
+
+def data_bytes(of: _Samples) -> int:
+    """The samples' tokens, and what is learned of them."""
+    held = {id(store_of(samples)): held_bytes(samples) for samples in (of.learned, of.held_out)}
+    return sum(held.values())
 
 
 def _prompt_tokens(example: Example) -> int:

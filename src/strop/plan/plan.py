@@ -24,6 +24,15 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """The levers that are words, and their words."""
 
+GENERAL: Mapping[str, str | int] = {
+    "recompute_elementwise": 0,
+    "head": "dense",
+    "embedding": "memory",
+    "prefixes": "repeated",
+    "matmul": "torch",
+}
+"""Levers that the general path has not, and what they are there."""
+
 # Lowest and highest value of whole numbers: those that differ from 1 … 2^31 − 1.
 _RANGES = dict.fromkeys(("recompute_layers", "recompute_elementwise", "dense_layers"), (0, 2**31 - 1))
 _RANGES["threads"] = (1, 1024)

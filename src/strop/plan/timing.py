@@ -207,12 +207,13 @@ def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
     size = spec.linear_weights // spec.layers // 2
     buffer = WeightBuffer()
     return [
-        [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
+        [FrozenGroup([made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
         for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
     ]
 
 
-def _made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:
+def made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:
+    """A weight in NF4 that was never any other: to be timed, not to be right."""
     blocks = -(-shape[0] * shape[1] // nf4.BLOCK)
     return nf4.NF4Tensor(
         torch.full((-(-shape[0] * shape[1] // 2),), 0x5A, dtype=torch.uint8),

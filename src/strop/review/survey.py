@@ -31,7 +31,8 @@ from strop.data.samples import ById
 from strop.data.tokenizer import Tokenizer
 from strop.errors import DataError, ModelError, UsageError
 from strop.hub.hashes import cache_folder
-from strop.model.families import read_spec
+from strop.model.families import find_family, read_config, read_spec
+from strop.model.general.spec import context_of
 from strop.model.source import model_folder
 from strop.recipe import Recipe
 from strop.review.findings import find
@@ -203,6 +204,15 @@ class Selection:
     refused: Sequence[Refusal] = ()
 
 
+def _named_context(folder: Path) -> int | None:
+    """The context of a model that no table describes, which the general path may take; None where nothing names it."""
+    try:
+        config = read_config(folder)
+    except ModelError:
+        return None
+    return context_of(config) if find_family(config) is None else None
+
+
 def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Journal) -> Survey:
     """Look at a recipe's data.
 
@@ -218,11 +228,11 @@ def take_survey(recipe: Recipe, *, pack_tokens: int = PACK_TOKENS, journal: Jour
     folder = model_folder(recipe.model, journal.note, journal.progress)
     tokenizer = Tokenizer.from_folder(folder)
     try:
-        context = read_spec(folder).context
+        context: int | None = read_spec(folder).context
     except ModelError as error:
         # The tokens are as they are; that this model cannot be trained is for the run to say, and for a note here.
         journal.note(f"the model's tokenizer is read, the model cannot be: {error.what}")
-        context = None
+        context = _named_context(folder)
     dataset = _prepare(recipe, tokenizer, context, journal, "reading data")
     limit = recipe.data.max_tokens or context
     whole = _whole(recipe, dataset, tokenizer, limit, journal)

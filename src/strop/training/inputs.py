@@ -17,10 +17,8 @@ from strop.data.mixture import whole_path, whole_sources
 from strop.data.tokenizer import Tokenizer
 from strop.hub.hashes import cache_folder
 from strop.model.lora import parse_targets
+from strop.model.paths import AnySpec, AnyTensors, open_tensors
 from strop.model.source import model_folder, whole_model
-from strop.model.spec import DecoderSpec
-from strop.model.support import require_support
-from strop.model.tensors import ModelTensors
 from strop.recipe import Recipe, Resolved
 from strop.run.journal import Journal
 from strop.training.identity import Identity, recipe_identity
@@ -32,7 +30,8 @@ class Inputs:
 
     resolved: Resolved
     folder: Path
-    spec: DecoderSpec
+    spec: AnySpec
+    tensors: AnyTensors
     tokenizer: Tokenizer
     dataset: Dataset
     targets: tuple[str, ...]
@@ -47,11 +46,9 @@ class Inputs:
 def prepare_inputs(resolved: Resolved, journal: Journal) -> Inputs:
     """Finds the model, reads and checks the data; nothing heavy is loaded and nothing is written."""
     recipe = resolved.recipe
-    parse_targets(recipe.adapter.targets)
     folder = model_folder(recipe.model, journal.note, journal.progress)
-    tensors = ModelTensors(folder)
+    tensors = open_tensors(folder)
     spec = tensors.spec
-    require_support(spec, folder / "config.json")
     targets = parse_targets(recipe.adapter.targets, spec.projections)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
@@ -90,7 +87,7 @@ def prepare_inputs(resolved: Resolved, journal: Journal) -> Inputs:
             "targets": list(targets),
         },
     }
-    return Inputs(resolved, folder, spec, tokenizer, dataset, targets, identity)
+    return Inputs(resolved, folder, spec, tensors, tokenizer, dataset, targets, identity)
 
 
 def with_whole_paths(resolved: Resolved, journal: Journal) -> Resolved:

@@ -13,6 +13,7 @@ import torch
 from strop.data.examples import Dataset
 from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
+from strop.model.general.spec import GeneralSpec
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan
 from strop.run.folder import RunFolder, write_text
@@ -46,7 +47,7 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
     )
     refused = (*dataset.refused, *dataset.held_out_refused)
     run.write_lines("refused.jsonl", (refusal.as_dict() for refusal in refused))
-    targets = [spec.projection_shape(name) for name in inputs.targets]
+    adapted = spec.adapted(inputs.targets)
     identity = inputs.identity
     run.write_json(
         "manifest.json",
@@ -58,7 +59,7 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 **identity["model"],
                 "family": spec.family,
                 "parameters": spec.parameters,
-                "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
+                "trainable": recipe.adapter.rank * sum(outputs + inputs for _, outputs, inputs in adapted),
             },
             "template": identity["template"],
             "recipe": identity["recipe"],
@@ -74,10 +75,16 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 "sources": [asdict(source) for source in dataset.sources],
                 "shapes": dict(dataset.shapes),
             },
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            "versions": _versions(inputs),
             "device": _device_facts(choice.forecast.plan),
         },
     )
+
+
+def _versions(inputs: Inputs) -> dict[str, str]:
+    """Of Python and of what computes the run."""
+    names = (*_LIBRARIES, "transformers") if isinstance(inputs.spec, GeneralSpec) else _LIBRARIES
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
 def _histogram(dataset: Dataset) -> dict[str, list[int]]:

@@ -19,13 +19,13 @@ import torch
 from strop.data.mixture import parse_sources
 from strop.errors import InputError, SaveError, Stopped, UsageError
 from strop.model.adapter_tree import from_tree
-from strop.model.load import load_decoder
+from strop.model.general.files import GeneralTensors
 from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter, read_tensors
-from strop.model.spec import DecoderSpec
-from strop.model.tensors import ModelTensors
+from strop.model.paths import AnySpec, load_any
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import choose
 from strop.plan.forecast import Choice
+from strop.plan.general import choose_general
 from strop.plan.plan import Plan, check_device, plan_from_dict, read_levers
 from strop.recipe import Recipe, Resolved, from_yaml
 from strop.run import disk
@@ -259,16 +259,11 @@ def _choose(
     """The fastest plan that fits, or what goes with the plan that a run began with."""
     journal.note("timing this machine, planning")
     steps = total_steps(inputs.recipe.train, len(inputs.dataset.learned))
-    return choose(
-        inputs.spec,
-        ModelTensors(inputs.folder).item_bytes,
-        inputs.dataset,
-        inputs.recipe,
-        steps=steps,
-        budget_bytes=budget_bytes,
-        levers=levers,
-        plan=plan,
-    )
+    given: dict[str, Any] = {"steps": steps, "budget_bytes": budget_bytes, "levers": levers, "plan": plan}
+    tensors, dataset, recipe = inputs.tensors, inputs.dataset, inputs.recipe
+    if isinstance(tensors, GeneralTensors):
+        return choose_general(tensors, dataset, recipe, **given)
+    return choose(tensors.spec, tensors.item_bytes, dataset, recipe, **given)
 
 
 def _load(
@@ -281,7 +276,7 @@ def _load(
         # Attention's backward pass and scatters may sum in any order on a GPU unless they are told not to.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set through a property
-    decoder = load_decoder(
+    decoder = load_any(
         inputs.folder,
         plan.device,
         getattr(torch, plan.dtype),
@@ -312,7 +307,7 @@ def _load(
     )
 
 
-def _take_up(spec: DecoderSpec, adapter: Adapter, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
+def _take_up(spec: AnySpec, adapter: Adapter, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's numbers into adapter and optimiser."""
     weights = checkpoint.path / WEIGHTS_FILE
     tensors = read_tensors(weights)

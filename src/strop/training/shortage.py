@@ -43,7 +43,7 @@ def dry_run(training: Training, step: int) -> None:
         training.journal.event(
             "dry_run",
             step,
-            tokens=training.engine.workspace.work.tokens,
+            tokens=training.engine.tokens,
             seconds=time.perf_counter() - began,
             memory_bytes=used,
         )

@@ -9,8 +9,8 @@ from typing import Any
 from strop.data.records import Example
 from strop.data.tokenizer import Tokenizer
 from strop.evaluate.ask import Question
-from strop.model.engine import Engine
 from strop.model.lora import Adapter
+from strop.model.paths import AnyEngine
 from strop.model.workspace import Work
 from strop.plan.choose import packing_of
 from strop.plan.forecast import Choice, Forecast
@@ -38,7 +38,7 @@ class Training:
     recipe: Recipe
     choice: Choice
     forecast: Forecast
-    engine: Engine
+    engine: AnyEngine
     adapter: Adapter
     optimizer: Optimizer
     tokenizer: Tokenizer

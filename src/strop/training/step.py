@@ -18,9 +18,8 @@ import torch
 from strop.data.packing import Pack
 from strop.kernels.random import key
 from strop.model.batch import Batch, make_batch
-from strop.model.decoder import Decoder
-from strop.model.engine import Engine
 from strop.model.lora import Adapter
+from strop.model.paths import AnyDecoder, AnyEngine
 from strop.training.guards import NotFinite
 
 
@@ -35,7 +34,7 @@ class StepResult:
 
 
 @torch.no_grad()
-def first_not_finite(decoder: Decoder, batch: Batch, adapter: Adapter, step_key: int | None) -> str:
+def first_not_finite(decoder: AnyDecoder, batch: Batch, adapter: Adapter, step_key: int | None) -> str:
     """Where a number that is not finite first stands: a matrix of the adapter, or what a layer gives.
 
     Args:
@@ -57,7 +56,7 @@ def first_not_finite(decoder: Decoder, batch: Batch, adapter: Adapter, step_key:
 
 
 def accumulate_gradients(
-    engine: Engine, adapter: Adapter, packs: Sequence[Pack], *, seed: int, step: int, clip: float
+    engine: AnyEngine, adapter: Adapter, packs: Sequence[Pack], *, seed: int, step: int, clip: float
 ) -> StepResult:
     """Leaves the step's gradients in the adapter, clipped to a norm.
 

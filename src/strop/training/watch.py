@@ -17,8 +17,8 @@ from strop.evaluate.ask import (
     question_of_text,
 )
 from strop.evaluate.held_out import held_out_loss
-from strop.model.engine import Engine
 from strop.model.lora import Adapter
+from strop.model.paths import AnyEngine
 from strop.recipe import Recipe
 from strop.run.journal import Journal
 from strop.training.stop import StopRequest
@@ -35,7 +35,7 @@ def choose_questions(dataset: Dataset, recipe: Recipe) -> list[Question]:
 
 
 def watch(
-    engine: Engine,
+    engine: AnyEngine,
     adapter: Adapter,
     tokenizer: Tokenizer,
     held_out: Sequence[Example],

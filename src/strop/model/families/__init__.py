@@ -10,8 +10,10 @@ import difflib
 import importlib
 import json
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from strop.errors import ModelError
 from strop.foreign import read_json
@@ -43,20 +45,50 @@ def family_of(config: Config, place: Path | str = "config.json") -> Family:
     Raises:
         ModelError: model_type is none that is known; with the nearest one, and how to add it.
     """
-    by_type = {kind: family for family in families().values() for kind in family.model_types}
+    family = find_family(config)
+    if family is None:
+        raise unknown_family(config, place)
+    return family
+
+
+def find_family(config: Config) -> Family | None:
+    """The family of a config; None where there is no table for it."""
     kind = config.get("model_type")
-    family = by_type.get(kind) if isinstance(kind, str) else None
-    if family is not None:
-        return family
+    return _by_type().get(kind) if isinstance(kind, str) else None
+
+
+def unknown_family(config: Mapping[str, Any], place: Path | str) -> ModelError:
+    """Says that there is no table for a config's model_type, with the nearest one, and how to add it."""
+    by_type, kind = _by_type(), config.get("model_type")
     near = difflib.get_close_matches(str(kind).lower(), by_type, 1, 0.5)
     near = near or [known for known in sorted(by_type, key=len, reverse=True) if str(kind).startswith(known)][:1]
     nearest = f"; the nearest family by name is {by_type[near[0]].name}" if near else ""
-    raise ModelError(
+    return ModelError(
         f"{place}: there is no table for the family {kind!r}",
         expected=f"model_type: one of {', '.join(sorted(by_type))}",
         found=f"model_type: {json.dumps(kind)}{nearest}",
         do=f"use a model that `strop models` lists; {_ADD}",
     )
+
+
+def _by_type() -> dict[str, Family]:
+    return {kind: family for family in families().values() for kind in family.model_types}
+
+
+def refuse_code(config: Mapping[str, Any], place: Path) -> None:
+    """Refuses a config that names code which other libraries would run.
+
+    Raises:
+        ModelError: it does.
+    """
+    code = next((key for key in _CODE_KEYS if key in config), None)
+    if code is not None:
+        raise ModelError(
+            f"{place}: {code} names code to be run",
+            expected="numbers and names",
+            found=f"{code}: {json.dumps(config[code])[:200]}",
+            do="do not use this model: no config of an honest one has this key (CVE-2026-4372, CVE-2025-23304)",
+        )
 
 
 def read_spec(folder: Path) -> DecoderSpec:
@@ -99,14 +131,7 @@ def spec_from_config(config: Config, place: Path) -> DecoderSpec:
     Raises:
         ModelError: a family or a setting that is not supported, a key that is missing or broken.
     """
-    code = next((key for key in _CODE_KEYS if key in config), None)
-    if code is not None:
-        raise ModelError(
-            f"{place}: {code} names code to be run",
-            expected="numbers and names",
-            found=f"{code}: {json.dumps(config[code])[:200]}",
-            do="do not use this model: no config of an honest one has this key (CVE-2026-4372, CVE-2025-23304)",
-        )
+    refuse_code(config, place)
     family = family_of(config, place)
     settings = Settings(config, place)
     check_quantization(settings.get("quantization_config"), place)
