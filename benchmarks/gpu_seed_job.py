@@ -168,10 +168,8 @@ def run_side(side: Side, job: Path, case: Case, given: argparse.Namespace, part:
     before = bytes_in_use() if given.device != "cpu" else 0
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if part is not None:
-        environment |= {
-            "STROP_PART_FOLDER": str(part),
-            "STROP_PART_SECONDS": str(max(given.limit - PART_MARGIN, given.limit / 2)),
-        }
+        seconds = given.limit - PART_MARGIN if given.part is None else given.part
+        environment |= {"STROP_PART_FOLDER": str(part), "STROP_PART_SECONDS": str(seconds)}
     with log.open("wb") as output:
         command = [sys.executable, str(HERE / "peers" / script), str(job), str(course), *variant]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
@@ -265,7 +263,7 @@ def run_whole(name: str, given: argparse.Namespace, folder: Path, models: Path) 
 
 def tiny_case(case: Case) -> Case:
     """The same recipe on a tiny model: to run the code where there is no card."""
-    longest = min(case.max_tokens, 96 if case.exact else 64)
+    longest = min(case.max_tokens, 300)
     return replace(case, sizes="tiny", rank=4, max_tokens=longest, samples_per_step=4, count=16)
 
 
@@ -289,6 +287,7 @@ def main() -> None:
     parser.add_argument(
         "--whole", action="store_true", help="do all steps by Strop's sides, in parts of --limit seconds"
     )
+    parser.add_argument("--part", type=float, help=f"seconds of steps in a part (default: --limit less {PART_MARGIN})")
     parser.add_argument("--again", action="store_true", help="run sides that have left a result once more")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: to test the code")
@@ -303,7 +302,7 @@ def main() -> None:
             run_whole(name, given, folder, given.models)
         else:
             run_case(name, given, folder, given.models, measured)
-    table = seed_table(folder)
+    table = seed_table(folder, list(SIDES))
     (folder / "seed_job.md").write_text(table, encoding="utf-8")
     print(table)
 

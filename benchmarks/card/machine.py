@@ -92,14 +92,21 @@ class Timer:
     def __init__(self, device: str, seconds: float = 0.2) -> None:
         self._on_card, self._seconds = device.startswith("cuda"), seconds
 
-    def median(self, run: Callable[[], object]) -> float:
-        """The median over repetitions, the first ones left out: they compile and touch memory."""
+    def median(self, run: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
+        """The median over repetitions, the first ones left out: they compile and touch memory.
+
+        Args:
+            run: the operation.
+            before: done before each repetition and not timed: puts back what the operation has overwritten.
+        """
         once = self._card if self._on_card else self._clock
         for _ in range(3):
+            before()
             once(run)
         found: list[float] = []
         began = time.perf_counter()
         while len(found) < 5 or (time.perf_counter() - began < self._seconds and len(found) < 1000):
+            before()
             found.append(once(run))
         return statistics.median(found)
 

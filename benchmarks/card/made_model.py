@@ -196,8 +196,8 @@ def quantized(name: str, shape: tuple[int, int], generator: torch.Generator) -> 
         name: torch.randint(0, 256, (count // 2, 1), **drawn).cpu(),
         f"{name}.absmax": torch.randint(0, 256, (blocks,), **drawn).cpu(),
         f"{name}.nested_absmax": torch.full((-(-blocks // NESTED_BLOCK),), SPREAD),
-        f"{name}.quant_map": nf4_code(),
-        f"{name}.nested_quant_map": dynamic8_code(),
+        f"{name}.quant_map": nf4_code().clone(),
+        f"{name}.nested_quant_map": dynamic8_code().clone(),
         f"{name}{STATE}nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
     }
 

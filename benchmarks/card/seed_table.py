@@ -20,14 +20,14 @@ COLUMNS = (
 )
 
 
-def seed_table(folder: Path) -> str:
-    """A Markdown table for every case that there is anything of."""
+def seed_table(folder: Path, order: list[str]) -> str:
+    """A Markdown table for every case that there is anything of, its sides in an order."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     sides = [each for each in found if "side" in each and "parts" not in each]
     wholes = {(each["case"], each["side"]): each for each in found if "parts" in each}
     text = []
     for case in dict.fromkeys(each["case"] for each in sides):
-        mine = [each for each in sides if each["case"] == case]
+        mine = sorted((each for each in sides if each["case"] == case), key=lambda each: order.index(each["side"]))
         first = mine[0]
         text.append(
             f"### {case}\n\n{first['date']}, {first['card']}; ceilings measured in this run:"
