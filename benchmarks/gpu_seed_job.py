@@ -35,6 +35,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ QKV = ("q_proj", "k_proj", "v_proj")
 ALL = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
 # A part of a whole job ends so long before the limit: loading, and the step that is being done.
 PART_MARGIN = 90
+# A side is not begun with less time left: a 7B model is loaded in half of it.
+LEAST_SECONDS = 120
+STARTED = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,9 @@ def write_job(place: Path, model: Path, case: Case, device: str, steps: int) -> 
     return place / "job.json"
 
 
-def run_side(side: Side, job: Path, case: Case, given: argparse.Namespace, part: Path | None) -> dict[str, Any]:
+def run_side(
+    side: Side, job: Path, case: Case, given: argparse.Namespace, part: Path | None, limit: float
+) -> dict[str, Any]:
     """Runs a side to its end or to the limit; what it did, or why it did not."""
     if missing := [name for name in side.needs if importlib.util.find_spec(name) is None]:
         return {"end": "skipped", "why": f"not installed: {', '.join(missing)}"}
@@ -168,13 +174,13 @@ def run_side(side: Side, job: Path, case: Case, given: argparse.Namespace, part:
     before = bytes_in_use() if given.device != "cpu" else 0
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if part is not None:
-        seconds = given.limit - PART_MARGIN if given.part is None else given.part
+        seconds = limit - PART_MARGIN if given.part is None else given.part
         environment |= {"STROP_PART_FOLDER": str(part), "STROP_PART_SECONDS": str(seconds)}
     with log.open("wb") as output:
         command = [sys.executable, str(HERE / "peers" / script), str(job), str(course), *variant]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
-            end = "done" if process.wait(given.limit) == 0 else "failed"
+            end = "done" if process.wait(limit) == 0 else "failed"
         except subprocess.TimeoutExpired:
             end = "stopped"
         finally:
@@ -216,6 +222,22 @@ def last_words(log: str) -> str:
     return " | ".join(lines[-3:])[:600]
 
 
+class OutOfTime(Exception):
+    """`--total` does not allow another side."""
+
+
+def allowed(given: argparse.Namespace) -> float:
+    """Seconds that the next side may take.
+
+    Raises:
+        OutOfTime: too few are left to begin with one.
+    """
+    left = given.total - (time.monotonic() - STARTED)
+    if left < min(LEAST_SECONDS, given.limit):
+        raise OutOfTime
+    return min(given.limit, left)
+
+
 def run_case(name: str, given: argparse.Namespace, folder: Path, models: Path, ceiling: dict[str, float]) -> None:
     """All sides of a case that have left nothing yet, one after another."""
     case = tiny_case(CASES[name]) if given.tiny else CASES[name]
@@ -224,10 +246,13 @@ def run_case(name: str, given: argparse.Namespace, folder: Path, models: Path, c
         return
     model = made_model(models, case.sizes, given.device)
     for side_name in wanted:
+        limit = allowed(given)
         print(f"{name}: {side_name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as place:
             job = write_job(Path(place), model, case, given.device, given.steps)
-            found = run_side(SIDES[side_name], job, case, given, None)
+            found = run_side(SIDES[side_name], job, case, given, None, limit)
+        if found["end"] == "stopped" and limit < given.limit:
+            raise OutOfTime  # it had less than its time: that is no result
         known = {**facts(given.device), "case": name, **asdict(case), "side": side_name, **ceiling}
         known |= {"label": SIDES[side_name].label, "whole_steps": case.whole_steps, **found}
         (folder / f"{name}-{side_name}.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
@@ -244,10 +269,11 @@ def run_whole(name: str, given: argparse.Namespace, folder: Path, models: Path) 
             continue
         if not parts and (part / "done.json").is_file():
             (part / "done.json").unlink()
+        limit = allowed(given)
         print(f"{name}, whole: {side_name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as place:
             job = write_job(Path(place), model, case, given.device, case.whole_steps)
-            found = run_side(SIDES[side_name], job, case, given, part)
+            found = run_side(SIDES[side_name], job, case, given, part, limit)
         if found["end"] in ("done", "stopped") and found["steps"]:
             steps = found["steps"]
             if found["end"] == "stopped":
@@ -284,6 +310,7 @@ def main() -> None:
     parser.add_argument("--sides", type=_names(SIDES), default=list(SIDES), help="names with commas, or all")
     parser.add_argument("--steps", type=int, default=4, help="steps that are measured, the first left out")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which a side is stopped")
+    parser.add_argument("--total", type=float, default=float("inf"), help="seconds after which no side is begun")
     parser.add_argument(
         "--whole", action="store_true", help="do all steps by Strop's sides, in parts of --limit seconds"
     )
@@ -297,11 +324,14 @@ def main() -> None:
     folder = given.results or results_folder(HERE / "results", given.device)
     folder.mkdir(parents=True, exist_ok=True)
     measured = roof(given.device, tiny=given.tiny)
-    for name in given.cases:
-        if given.whole:
-            run_whole(name, given, folder, given.models)
-        else:
-            run_case(name, given, folder, given.models, measured)
+    try:
+        for name in given.cases:
+            if given.whole:
+                run_whole(name, given, folder, given.models)
+            else:
+                run_case(name, given, folder, given.models, measured)
+    except OutOfTime:
+        print("the time of --total is over; the same command goes on from here", file=sys.stderr)
     table = seed_table(folder, list(SIDES))
     (folder / "seed_job.md").write_text(table, encoding="utf-8")
     print(table)
