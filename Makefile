@@ -43,7 +43,7 @@ lock: pyproject.toml  ## make requirements.lock again from the ranges in pyproje
 	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0
 	$(VENV)-lock/bin/python -m pip install --quiet --group dev -e .
 	{ echo "# Versions for development and tests; \`make lock\` makes this file. The package itself accepts ranges."; \
-	  $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
+	  $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//; s/^triton==.*/&; platform_system == 'Linux' and platform_machine == 'x86_64'/"; } > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:

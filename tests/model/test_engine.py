@@ -58,7 +58,7 @@ def reference(decoder: Decoder, batch: Batch, adapter: Adapter, step_key: int | 
 def engines(engine: Engine, batch: Batch, adapter: Adapter, step_key: int | None = None):
     """Loss and gradients by the engine."""
     adapter.zero_gradients()
-    loss = engine.gradients(batch, adapter, 1, step_key)
+    loss = engine.gradients(batch, adapter, 1, step_key).item()
     return loss, [matrix.grad.clone() for matrix in adapter.parameters()]
 
 
@@ -220,6 +220,102 @@ def test_grades_and_dense_copies_do_not_change_a_bit(folder):
         loss, grads = engines(Engine(decoder, work_of(batch, adapter, grades)), batch, adapter, step_key=3)
         assert loss == expected[0]
         assert all(torch.equal(one, other) for one, other in zip(grads, expected[1], strict=True))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 7])
+def test_the_machines_memory_does_not_change_a_bit(tmp_path, layers):
+    """Layers' inputs, the base, or both outside, whatever the number of layers; looking in between changes nothing."""
+    build(tmp_path, num_hidden_layers=layers)
+    decoder = load_decoder(tmp_path)
+    adapter = adapter_of(decoder, dropout=0.1)
+    batches = batch_of(*documents(9, 30, 3)), batch_of(*documents(5, 21))
+    engine = Engine(decoder, work_of(batches[0], adapter))
+    expected = [(engines(engine, batch, adapter, 3), engine.loss(batch, None)) for batch in batches]
+    for grades, host_inputs, streamed in every(((layers, 0), (layers - 1, 1), (1, 1)), (True, False), (True, False)):
+        decoder.keep_base(host=streamed)
+        assert (decoder.stream is not None) == streamed
+        engine = Engine(decoder, work_of(batches[0], adapter, grades, host_inputs=host_inputs))
+        assert (engine.workspace.host_inputs is not None) == (host_inputs and grades[0] > 0)
+        for name in engine.workspace.layout:
+            engine.workspace.all(name).fill_(float("nan"))
+        for batch, ((loss, grads), looked) in zip(batches, expected, strict=True):
+            assert engine.loss(batch, None) == looked
+            ours = engines(engine, batch, adapter, step_key=3)
+            assert ours[0] == loss
+            assert all(torch.equal(one, other) for one, other in zip(ours[1], grads, strict=True))
+
+
+def test_layers_inputs_outside_leave_two_on_the_device(folder):
+    decoder = load_decoder(folder)
+    adapter = adapter_of(decoder)
+    batch = batch_of(*documents(9, 30, 3))
+    inside, outside = (
+        Engine(decoder, work_of(batch, adapter, (3, 0), host_inputs=host)).workspace for host in (False, True)
+    )
+    one = len(batch.tokens_T) * decoder.spec.hidden * 4
+    assert inside.bytes - outside.bytes == (decoder.spec.layers - 2) * one
+    assert outside.host_inputs.bytes == decoder.spec.layers * one
+
+
+def test_a_streamed_base_answers_as_it_did_and_comes_back_whole(folder):
+    from strop.model.generate import generate
+
+    decoder = load_decoder(folder, base="host")
+    plain = load_decoder(folder)
+    prompts = [[3, 5, 8], [13, 21]]
+    expected = generate(plain, None, prompts, [], 6)
+    assert generate(decoder, None, prompts, [], 6) == expected
+    held = [weight.nbytes for layer in plain.layers for group in layer.groups for weight in group.weights]
+    assert sum(held) <= decoder.stream.host_bytes < sum(held) + 512 * 4 * len(held)
+    assert decoder.stream.device_bytes == 2 * decoder.stream.host_bytes // decoder.spec.layers
+    decoder.keep_base(host=False)
+    assert decoder.stream is None
+    for layer, other in zip(decoder.layers, plain.layers, strict=True):
+        for group, theirs in zip(layer.groups, other.groups, strict=True):
+            for weight, its in zip(group.weights, theirs.weights, strict=True):
+                for name in ("packed", "absmax8", "nested_absmax", "offset"):
+                    assert torch.equal(getattr(weight, name), getattr(its, name))
+    assert generate(decoder, None, prompts, [], 6) == expected
+
+
+def test_a_layer_is_sent_for_before_it_is_asked_for(folder):
+    """Up and down again each layer is brought once a direction, and all but the first are on their way before."""
+    decoder = load_decoder(folder, base="host")
+    stream, said = decoder.stream, []
+    start = stream._start
+
+    def told(layer: int) -> None:
+        if stream._held[layer % 2] != layer:
+            said.append(layer)
+        start(layer)
+
+    stream._start = told
+    layers = decoder.spec.layers
+    for index in [*range(layers), *reversed(range(layers))]:
+        before = list(said)
+        _ = decoder.layers[index].groups[0].weights
+        assert index in before or index == 0
+    assert said == [*range(layers), *reversed(range(layers - 2))]
+
+
+def test_the_adapter_is_rounded_once_a_pass(folder):
+    """In 16 bits the products take copies of its matrices; these stay in float32, and so do their gradients."""
+    decoder = load_decoder(folder, dtype=torch.bfloat16)
+    adapter = adapter_of(decoder)
+    batch = batch_of(*documents(9, 30, 3))
+    engine = Engine(decoder, work_of(batch, adapter, dtype=torch.bfloat16))
+    first = engines(engine, batch, adapter)
+    copies = engine._narrow._copies
+    assert {copy.dtype for copy in copies} == {torch.bfloat16}
+    assert {matrix.dtype for pair in adapter.matrices.values() for matrix in pair} == {torch.float32}
+    assert {grad.dtype for grad in first[1]} == {torch.float32}
+    with torch.no_grad():
+        for matrix in adapter.parameters():
+            matrix.mul_(1.5)
+    second = engines(engine, batch, adapter)
+    assert engine._narrow._copies is copies
+    assert all(torch.equal(copy, m.detach().bfloat16()) for copy, m in zip(copies, adapter.parameters(), strict=True))
+    assert second[0] != first[0]
 
 
 def test_a_shared_prefix_is_what_its_samples_have_alone(folder):

@@ -32,6 +32,9 @@ def test_every_lever_can_be_set_by_hand():
         "prefixes": "repeated",
         "matmul": "torch",
         "threads": "1024",
+        "attention": "varlen",
+        "checkpoints": "host",
+        "base": "host",
     }
     read = read_levers(texts)
     assert {name: str(value) for name, value in read.items()} == texts

@@ -10,8 +10,8 @@ make a byte, the first in the high four bits. The absmax values, less their mean
 The 8-bit step follows bitsandbytes 0.50 on CPUs, which rounds each value to one of 65,536 grid points before it looks
 up the nearest code (`docs/decisions/0003-nf4-bytes.md`).
 
-On CPUs the native library does the work, where there is one; the torch below is the reference, with the same bytes. The
-tables are made here for both.
+On CPUs the native library does the work, where there is one, and on CUDA devices a Triton kernel undoes it; the torch
+below is the reference, with the same bytes. The tables are made here for all.
 """
 
 from __future__ import annotations
@@ -118,9 +118,12 @@ def from_absmax(packed: Tensor, absmax_B: Tensor, shape: tuple[int, ...]) -> NF4
         absmax_B: float32 [blocks].
         shape: the shape of the weights.
     """
+    # A mean depends on the order of its sum. One number in 64 goes to the CPU, so that all devices have the same bytes.
+    absmax_B = absmax_B.cpu()
     offset = absmax_B.mean()
     absmax8, nested_absmax = _quantize_dynamic8(absmax_B - offset)
-    return NF4Tensor(packed, absmax8, nested_absmax, offset, shape)
+    device = packed.device
+    return NF4Tensor(packed, absmax8.to(device), nested_absmax.to(device), offset.to(device), shape)
 
 
 def nf4_code() -> Tensor:
@@ -209,6 +212,9 @@ def _dequantize_weights(tensor: NF4Tensor, first_block: int, count: int, out: Te
             if values is not part:
                 part.copy_(values)
         return
+    if select.uses_triton(out, tensor.nested_absmax, tensor.offset):
+        _dequantize_triton(tensor, first_block, out)
+        return
     blocks = -(-count // BLOCK)
     absmax_B = dequantize_absmax(tensor, first_block, blocks)
     packed = tensor.packed[first_block * BLOCK // 2 :][: -(-count // 2)]
@@ -226,6 +232,16 @@ def _dequantize_native(tensor: NF4Tensor, first_block: int, out: Tensor) -> None
     library.function("nf4_dequantize", "pppfppllp")(
         *(tensor.packed.data_ptr(), tensor.absmax8.data_ptr(), tensor.nested_absmax.data_ptr(), tensor.offset.item()),
         *(_nf4_code(device).data_ptr(), _dynamic8_code(device).data_ptr(), first_block, out.numel(), out.data_ptr()),
+    )
+
+
+def _dequantize_triton(tensor: NF4Tensor, first_block: int, out: Tensor) -> None:
+    from strop.kernels.triton import nf4 as kernels
+
+    device = out.device
+    kernels.dequantize(
+        *(tensor.packed, tensor.absmax8, tensor.nested_absmax, tensor.offset),
+        *(_nf4_code(device), _dynamic8_code(device), first_block, out),
     )
 
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from strop.data.examples import Dataset
     from strop.recipe import Recipe
 
-# The share of the free memory that a run may take where nobody names a budget.
+# The share of the free memory that a run may take where nobody names a budget; of a GPU's, which little else uses.
 FREE_SHARE = 0.75
+GPU_SHARE = 0.9
 # Of plans whose times differ by less, the one with less memory is taken: forecasts are no better than that.
 _EQUAL = 0.01
 # Points of the curve that are kept: neighbours closer than this in memory and time tell nothing.
@@ -67,11 +68,11 @@ def choose(
     job = read_job(spec, item_bytes, dataset, recipe, steps=steps)
     levers = dict(levers or {})
     if plan is not None:
-        levers = {name: getattr(plan, name) for name in ("device", "dtype", "matmul", "threads")}
+        levers = {name: getattr(plan, name) for name in ("device", "dtype", "matmul", "threads", "attention")}
     machine = machine or _timed(job, levers)
     budget, source = budget_bytes, "--memory"
     if budget is None:
-        budget, source = int(machine.free_bytes * FREE_SHARE), "share of free memory"
+        budget, source = int(machine.free_bytes * free_share(machine)), "share of free memory"
     start = replace(
         default_plan(spec, machine),
         dense_layers=0,
@@ -79,6 +80,11 @@ def choose(
     )
     points = front(job, machine, start, levers)
     return _choice(job, machine, points, budget, source, levers, plan)
+
+
+def free_share(machine: Machine) -> float:
+    """The share of the free memory that is a run's where nobody names a budget."""
+    return GPU_SHARE if machine.on_gpu else FREE_SHARE
 
 
 def forecast_for(
@@ -119,7 +125,7 @@ def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = No
         machine: what `probe` says.
         levers: levers set by hand.
     """
-    on_gpu = machine.device.startswith("cuda")
+    on_gpu = machine.on_gpu
     layer_bytes = spec.linear_weights // spec.layers * (2 if on_gpu else 4)
     plan = Plan(
         device=machine.device,
@@ -168,7 +174,7 @@ def _choice(
     else:
         fitting = [point for point in points if point.bytes <= usable(budget)]
         if not fitting:
-            raise _too_small(forecasts.of(points[0]), budget, source, levers)
+            raise _too_small(forecasts.of(points[0]), budget, source, levers, free_share(machine))
         limit = fitting[-1].seconds * (1 + _EQUAL)
         chosen = next(point for point in fitting if point.seconds <= limit)
         workload, forecast = chosen.workload, forecasts.of(chosen)
@@ -224,7 +230,7 @@ def _reason(forecast: Forecast, curve: Sequence[Forecast], budget: int, source: 
     return f"The fastest plan inside {allowed}: {gives_up}. {needs}."
 
 
-def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
+def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers, share: float) -> BudgetError:
     """What the smallest plan needs, and how to ask for it."""
     least = budget_for(smallest.peak_bytes)
     needed = write_size(least)
@@ -233,7 +239,7 @@ def _too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> 
     by_hand = " or ".join(f"--plan.{name}" for name in levers if name not in ("device", "threads", "matmul"))
     do = f"give it --memory {needed}" + (f", or leave out {by_hand}" if by_hand else "")
     if source != "--memory":
-        do = f"free memory, or take more than {FREE_SHARE:.0%} of what is free: --memory {needed}"
+        do = f"free memory, or take more than {share:.0%} of what is free: --memory {needed}"
     return BudgetError(
         f"no plan fits into {write_size(budget)} of memory",
         expected=f"at least {least:,} bytes ({parts})",

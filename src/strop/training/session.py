@@ -273,10 +273,6 @@ def _load(
     """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
     recipe, plan = inputs.recipe, choice.forecast.plan
     use_processor(plan)
-    if plan.device.startswith("cuda"):
-        # Attention's backward pass and scatters may sum in any order on a GPU unless they are told not to.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set through a property
     decoder = load_decoder(
         inputs.folder,
         plan.device,
@@ -284,6 +280,7 @@ def _load(
         progress=journal.progress("loading the base in NF4"),
         head=plan.head,
         embedding=plan.embedding,
+        base=plan.base,
     )
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
