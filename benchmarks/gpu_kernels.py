@@ -9,7 +9,7 @@ copy; what it must multiply, against a large product of matrices; both are measu
 every implementation that `kernels.attention` offers here, over documents with MATH's lengths.
 
 The last table is where dequantising into a buffer and multiplying begins to beat the fused product, by rows: the
-number that `kernels.qlora_linear` is to take. It is there where a fused product is (`fused_product`).
+number that `kernels.qlora_linear.fuse_up_to` is to be given.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from card.machine import Timer, facts, roof
 from card.made_model import SCALE, SIZES, SPREAD, Sizes
 from card.made_samples import math_lengths
-from strop.kernels import nf4, select
+from strop.kernels import attention_choice, nf4, qlora_linear, select
 from strop.kernels.attention import Span, attend, attend_backward
 from strop.kernels.cross_entropy import softmax_gradient_
 from strop.kernels.dropout import add_dropped, dropout_into, token_keys
@@ -40,6 +40,7 @@ from strop.kernels.swiglu import gate, gate_backward_
 
 RANK = 8
 LOGIT_ROWS = 256
+FEW_ROWS = (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -224,14 +225,6 @@ def timed(case: Case, timer: Timer, ceiling: dict[str, float], choice: str) -> d
     }
 
 
-def implementations(device: str) -> list[str]:
-    """What can compute attention here, by name; [""] where there is one way only."""
-    from strop.kernels import attention
-
-    offered = getattr(attention, "available", None)
-    return list(offered(torch.device(device))) if offered else [""]
-
-
 def all_rows(given: argparse.Namespace, ceiling: dict[str, float]) -> list[dict[str, Any]]:
     """Every operation, by Strop's choice and by torch."""
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
@@ -248,47 +241,30 @@ def all_rows(given: argparse.Namespace, ceiling: dict[str, float]) -> list[dict[
         take(iter([loss_case(make)]))
         for tokens in given.tokens:
             take(element_cases(make, tokens))
-            for name in implementations(given.device):
-                with using_attention(name):
-                    take(
-                        attention_cases(make, tokens, f" ({name})" if name else ""),
-                        ("Strop",) if name else ("Strop", "torch"),
-                    )
+            for name in attention_choice.available(torch.device(given.device), dtype=dtype):
+                with attention_choice.using(name):
+                    take(attention_cases(make, tokens, f" ({name})"), ("Strop",))
     return rows
-
-
-def using_attention(name: str) -> Any:
-    """Attention by one implementation for a while."""
-    from strop.kernels import attention
-
-    using = getattr(attention, "using", None)
-    return using(name) if name and using else nullcontext()
 
 
 def threshold_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
     """The fused product beside dequantising and multiplying, by rows; nothing where there is no fused product."""
-    from strop.kernels import qlora_linear
-
-    fused = getattr(qlora_linear, "fused_product", None)
-    if fused is None:
+    fuse_up_to = getattr(qlora_linear, "fuse_up_to", None)
+    if fuse_up_to is None:
         return []
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
     make, timer = Maker(SIZES[given.sizes], given.device, dtype), Timer(given.device, given.seconds)
     rows = []
     for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
         group = make.group(name)
-        outputs, inputs = group.weights[0].shape
-        for count in (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048):
-            x_TI = make.numbers(count, inputs)
-            out_TO = torch.empty(count, outputs, device=given.device, dtype=dtype)
-
-            def plain(group: FrozenGroup = group, x: Tensor = x_TI, out: Tensor = out_TO) -> None:
-                torch.mm(x, group.dequantized(x.dtype).T, out=out)
-
-            def whole(group: FrozenGroup = group, x: Tensor = x_TI, out: Tensor = out_TO) -> None:
-                fused(x, group.weights[0], out)
-
-            seconds = {"dequantise and multiply": timer.median(plain), "fused": timer.median(whole)}
+        for count in FEW_ROWS:
+            (forward, _) = _product_cases(make, name, group, count)
+            seconds = {}
+            for way, most in (("dequantise and multiply", 0), ("fused", count)):
+                fuse_up_to(most)
+                with torch.no_grad():
+                    seconds[way] = timer.median(forward.run)
+            fuse_up_to(0)
             rows.append({"projection": name.split(".")[1], "rows": count, "seconds": seconds})
     return rows
 

@@ -40,8 +40,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from card.machine import bytes_in_use, facts, results_folder, roof
-from card.made_model import SIZES, made_model
+from card.machine import bytes_in_use, results_folder
+from card.made_model import SIZES
 from card.seed_table import seed_table
 from peers.figures import read_course
 from peers.job import Job
@@ -124,6 +124,17 @@ SIDES = {
     "trl-liger": Side("TRL with Liger's kernels", ("trl_sft.py", "liger"), (*STOCK, "trl", "datasets", "liger_kernel")),
     "unsloth": Side("Unsloth", ("unsloth_sft.py",), (*STOCK, "trl", "datasets", "unsloth")),
 }
+
+
+def ask(script: str, *arguments: str) -> str:
+    """What a script of `card/` prints. This process itself never touches the card: the sides are to have all of it."""
+    command = [sys.executable, str(HERE / "card" / script), *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1]
+
+
+def model_folder(given: argparse.Namespace, case: Case) -> Path:
+    """The model of a case, made where it is not there."""
+    return Path(ask("made_model.py", str(given.models), case.sizes, given.device))
 
 
 def write_job(place: Path, model: Path, case: Case, device: str, steps: int) -> Path:
@@ -238,13 +249,13 @@ def allowed(given: argparse.Namespace) -> float:
     return min(given.limit, left)
 
 
-def run_case(name: str, given: argparse.Namespace, folder: Path, models: Path, ceiling: dict[str, float]) -> None:
+def run_case(name: str, given: argparse.Namespace, folder: Path, known: dict[str, Any]) -> None:
     """All sides of a case that have left nothing yet, one after another."""
     case = tiny_case(CASES[name]) if given.tiny else CASES[name]
     wanted = [side for side in given.sides if given.again or not (folder / f"{name}-{side}.json").is_file()]
     if not wanted:
         return
-    model = made_model(models, case.sizes, given.device)
+    model = model_folder(given, case)
     for side_name in wanted:
         limit = allowed(given)
         print(f"{name}: {side_name}", file=sys.stderr, flush=True)
@@ -253,17 +264,17 @@ def run_case(name: str, given: argparse.Namespace, folder: Path, models: Path, c
             found = run_side(SIDES[side_name], job, case, given, None, limit)
         if found["end"] == "stopped" and limit < given.limit:
             raise OutOfTime  # it had less than its time: that is no result
-        known = {**facts(given.device), "case": name, **asdict(case), "side": side_name, **ceiling}
-        known |= {"label": SIDES[side_name].label, "whole_steps": case.whole_steps, **found}
-        (folder / f"{name}-{side_name}.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        record = {**known, "case": name, **asdict(case), "side": side_name}
+        record |= {"label": SIDES[side_name].label, "whole_steps": case.whole_steps, **found}
+        (folder / f"{name}-{side_name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def run_whole(name: str, given: argparse.Namespace, folder: Path, models: Path) -> None:
+def run_whole(name: str, given: argparse.Namespace, folder: Path, known: dict[str, Any]) -> None:
     """A part of the whole job by each of Strop's sides that are asked for; what is done is added up."""
     case = tiny_case(CASES[name]) if given.tiny else CASES[name]
-    model = made_model(models, case.sizes, given.device)
+    model = model_folder(given, case)
     for side_name in [side for side in given.sides if side.startswith("strop")]:
-        record, part = folder / f"{name}-{side_name}-whole.json", models / "parts" / f"{name}-{side_name}"
+        record, part = folder / f"{name}-{side_name}-whole.json", given.models / "parts" / f"{name}-{side_name}"
         parts = json.loads(record.read_text(encoding="utf-8"))["parts"] if record.is_file() and not given.again else []
         if sum(len(each["seconds"]) for each in parts) >= case.whole_steps:
             continue
@@ -283,8 +294,8 @@ def run_whole(name: str, given: argparse.Namespace, folder: Path, models: Path) 
             parts.append({**begun, "card_mib": found["figures"].get("card_mib")})
         else:
             raise SystemExit(f"{name}-{side_name}: {found.get('why', found['end'])}")
-        known = {**facts(given.device), "case": name, "side": side_name, "whole_steps": case.whole_steps}
-        record.write_text(json.dumps({**known, "parts": parts}, indent=1) + "\n", encoding="utf-8")
+        kept = {**known, "case": name, "side": side_name, "whole_steps": case.whole_steps, "parts": parts}
+        record.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def tiny_case(case: Case) -> Case:
@@ -321,15 +332,15 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "strop-made-models")
     parser.add_argument("--results", type=Path, help="folder of results (default: one of today and this card)")
     given = parser.parse_args()
-    folder = given.results or results_folder(HERE / "results", given.device)
+    known = json.loads(ask("machine.py", given.device, "--roof", *(["--tiny"] if given.tiny else [])))
+    folder = given.results or results_folder(HERE / "results", known)
     folder.mkdir(parents=True, exist_ok=True)
-    measured = roof(given.device, tiny=given.tiny)
     try:
         for name in given.cases:
             if given.whole:
-                run_whole(name, given, folder, given.models)
+                run_whole(name, given, folder, known)
             else:
-                run_case(name, given, folder, given.models, measured)
+                run_case(name, given, folder, known)
     except OutOfTime:
         print("the time of --total is over; the same command goes on from here", file=sys.stderr)
     table = seed_table(folder, list(SIDES))

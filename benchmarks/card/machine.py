@@ -7,6 +7,8 @@ Timer(device)    seconds of an operation, by the card's own events; on a CPU by 
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import re
 import shutil
@@ -43,9 +45,8 @@ def facts(device: str) -> dict[str, Any]:
     return found
 
 
-def results_folder(root: Path, device: str) -> Path:
-    """The folder of a card's results of today: `gpu-2026-11-25-nvidia-h200`."""
-    known = facts(device)
+def results_folder(root: Path, known: dict[str, Any]) -> Path:
+    """The folder of a card's results of a day: `gpu-2026-11-25-nvidia-h200`."""
     card = re.sub(r"[^a-z0-9]+", "-", str(known["card"]).lower()).strip("-")
     return root / f"gpu-{known['date']}-{card}"
 
@@ -144,3 +145,22 @@ def roof(device: str, *, tiny: bool = False) -> dict[str, float]:
     target = torch.empty_like(source)
     copy = timer.median(lambda: target.copy_(source))
     return {"flops_per_s": 2.0 * side**3 / product, "bytes_per_s": 2.0 * size / copy}
+
+
+def main() -> None:
+    """Prints the facts of a device as JSON, its ceilings with them, or the folder that its results of today go to."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("device", nargs="?", default="cuda")
+    parser.add_argument("--roof", action="store_true", help="the ceilings too")
+    parser.add_argument("--tiny", action="store_true", help="small operations: to test the code")
+    parser.add_argument("--results", action="store_true", help="the folder alone")
+    given = parser.parse_args()
+    known = facts(given.device)
+    if given.results:
+        print(results_folder(Path(__file__).parents[1] / "results", known))
+    else:
+        print(json.dumps({**known, **(roof(given.device, tiny=given.tiny) if given.roof else {})}))
+
+
+if __name__ == "__main__":
+    main()

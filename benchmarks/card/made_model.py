@@ -13,6 +13,7 @@ float16 can hold: standard deviation of a weight about 0.02, as in a trained mod
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ class Sizes:
 SIZES = {
     "internlm-7b": Sizes(103168, 4096, 11008, 32, 32, 32, bias=True),
     "llama3-8b": Sizes(128256, 4096, 14336, 32, 32, 8, rope_theta=500000.0),
+    "small": Sizes(4096, 1024, 2816, 8, 16, 4),
     "tiny": Sizes(512, 128, 320, 2, 4, 2, bias=True, context=4096),
 }
 
@@ -231,3 +233,7 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>"}
     config |= {"eos_token": "</s>", "pad_token": "</s>", "model_max_length": 8192}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(made_model(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -110,7 +110,8 @@ def prepare(job: Job, variant: str, part: Part) -> Prepared:
     plan = choice.forecast.plan
     use_processor(plan)
     dtype = getattr(torch, plan.dtype)
-    decoder = load_decoder(folder, plan.device, dtype, head=plan.head, embedding=plan.embedding)
+    places = {"head": plan.head, "embedding": plan.embedding, "base": plan.base}
+    decoder = load_decoder(folder, plan.device, dtype, **places)
     adapter = read_adapter(part.folder if part.done and part.folder else Path(job.first_adapter), spec, decoder.device)
     engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
     optimizer = Optimizer(adapter, 0.0)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from on_card import DEVICE, ON_CARD, on_device
 
 from strop.data.problems import write_problems
 from strop.errors import ModelError
+from strop.kernels.attention_choice import available
 from strop.model.starter import starter_folder
 from strop.plan.plan import CHOICES, Plan
 from strop.recipe import resolve
@@ -35,16 +37,13 @@ LEVERS: dict[str, dict[str, Any]] = {
     "all dense": {"dense_layers": 2},
     "nothing dense": {"dense_layers": 0},
     "one logit row": {"loss_chunk": 1},
-    "embedding in its file": {"embedding": "file"},
-    **{
-        f"{lever} {word}": {lever: word}
-        for lever, words in CHOICES.items()
-        for word in words
-        if lever in ("attention", "checkpoints", "base", "embedding", "graphs")
-    },
+    "inputs in the machine's memory": {"recompute_layers": 2, "checkpoints": "host"},
+    "base in the machine's memory": {"base": "host", "dense_layers": 0},
+    **{f"embedding: {place}": {"embedding": place} for place in CHOICES["embedding"]},
+    **{f"attention: {name}": {"attention": name} for name in available(torch.device(DEVICE), dtype=torch.float32)},
 }
 # These decide what is kept and where it lies, never in what order numbers are added.
-SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "embedding", "checkpoints", "base", "graphs"}
+SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "embedding", "checkpoints", "base"}
 
 
 class Killed(BaseException):
