@@ -28,7 +28,7 @@ from strop.kernels.attention_scores import alibi_slopes
 from strop.kernels.cross_entropy import softmax_gradient_, token_losses
 from strop.kernels.dropout import add_dropped, dropout_into
 from strop.kernels.triton import attention as attention_kernels
-from strop.kernels.triton import launch
+from strop.kernels.triton import launch, qlora_matmul
 
 compiled: dict[str, dict[str, int]] = {}
 quick = "quick" in sys.argv
@@ -54,7 +54,7 @@ def compile_launch(self, *args, grid, warmup, **kwargs):
             ASTSource(self, signature, constants, divisible), target=GPUTarget("cuda", target, 32), options=options
         )
         kinds = "".join(f" {name}" for name, value in constants.items() if value is True)
-        kinds += f" {constants['KIND']}" if "KIND" in constants else ""
+        kinds += "".join(f" {name}={constants[name]}" for name in ("KIND", "M", "N", "RANKS") if name in constants)
         name = f"{self.__module__.rpartition('.')[2]}.{self.__name__}{kinds} {' '.join(labels)} sm_{target}"
         compiled[name] = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
 
@@ -98,6 +98,12 @@ def blocks(dtype) -> None:
     """Operations that undo NF4."""
     tensor = nf4.quantize(torch.ones(256, 256))
     nf4.dequantize(tensor, dtype=dtype)
+    x, out, b = (torch.empty(16, columns, dtype=dtype) for columns in (256, 256, 16))
+    for config in qlora_matmul.CONFIGS[: 1 if quick else None]:
+        # In place of a choice by measurement.
+        qlora_matmul.CONFIGS = (config,)
+        qlora_matmul.product(x, tensor, out, None, None, add=False)
+        qlora_matmul.product(x, tensor, out, b, b, add=True)
 
 
 def documents(dtype) -> None:

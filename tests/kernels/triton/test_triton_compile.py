@@ -33,8 +33,8 @@ def fits(kernels: dict[str, dict[str, int]]) -> None:
 def test_every_kernel_compiles_for_hopper():
     kernels = compiled("quick", "90")
     fits(kernels)
-    # What does not fit into registers goes to memory and back.
-    assert {name: use for name, use in kernels.items() if use["stack"] > 0} == {}
+    # What does not fit into registers goes to memory and back: a number or two may, tiles may not.
+    assert {name: use for name, use in kernels.items() if use["stack"] > 16} == {}
 
 
 @pytest.mark.slow
