@@ -14,6 +14,9 @@ is one product in each direction; a group of more weights than the buffer may ho
 `project` and `project_backward` write into memory that they are given: the engine's way. `qlora_linear` is the same
 mathematics as one differentiable function: the reference.
 
+In 16 bits the adapters' part is made first and the base's is added to it inside the product, which sums in float32 and
+rounds once. The other way round what is smaller than half a unit in the last place of x Wᵀ would be lost.
+
 For few rows on a CUDA device, undoing NF4 inside the product may be faster than writing W first. `fuse_up_to` says for
 how many, 0 at first: whoever has measured the card says more. bitsandbytes' own such product stops paying at 16 to 64
 rows on Hopper and 256 on an RTX 4090. Only the forward pass has it.
@@ -187,15 +190,41 @@ def project(
     if _is_fused(x_TI, frozen, out_TO):
         _project_fused(x_TI, frozen, adapters, _down(x_TI, adapters, scale, drop, memory), out_TO, add=add)
         return out_TO
+    small_first = _rounds(out_TO, adapters)
+    if small_first:
+        _add_adapters(x_TI, frozen, adapters, scale, drop, memory, out_TO, over=not add)
     for rows, weight_BI in frozen.blocks(x_TI.dtype):
-        product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add)
+        product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add or small_first)
     if frozen.bias_O is not None:
         out_TO += frozen.bias_O.to(out_TO.dtype)
+    if not small_first:
+        _add_adapters(x_TI, frozen, adapters, scale, drop, memory, out_TO)
+    return out_TO
+
+
+def _rounds(out: Tensor, adapters: Sequence[Pair | None]) -> bool:
+    """Whether adding in steps would round the adapters' part away (docs/decisions/0022-small-numbers-first.md)."""
+    return out.itemsize < 4 and any(pair is not None for pair in adapters)
+
+
+def _add_adapters(
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    scale: float,
+    drop: Dropout | None,
+    memory: AdapterMemory,
+    out_TO: Tensor,
+    *,
+    over: bool = False,
+) -> None:
+    """Adds the adapters' part to the outputs, or writes it over them."""
     down_TS = _down(x_TI, adapters, scale, drop, memory)
+    if over and len([pair for pair in adapters if pair]) < len(adapters):
+        out_TO.zero_()
     for place in _places(adapters, frozen.outputs):
         b_PR, out_TP = place.pair[1].to(x_TI.dtype), out_TO[:, place.outputs]
-        product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=True)
-    return out_TO
+        product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=not over)
 
 
 def _is_fused(x_TI: Tensor, frozen: FrozenGroup, out_TO: Tensor) -> bool:
@@ -268,10 +297,22 @@ def project_backward(
         _accumulate(grad_down_TS[:, place.ranks], _input(x_TI, drop, place.index, memory), grad_a_RI)
     if into_TI is None:
         return
+    small_first = _rounds(into_TI, adapters)
+    if small_first:
+        into_TI.zero_()
+        _add_input_gradients(grad_down_TS, places, drop, memory, into_TI)
     for number, (rows, weight_BI) in enumerate(frozen.blocks(low)):
-        product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0)
+        product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0 or small_first)
+    if not small_first:
+        _add_input_gradients(grad_down_TS, places, drop, memory, into_TI)
+
+
+def _add_input_gradients(
+    grad_down_TS: Tensor, places: Sequence[_Place], drop: Dropout | None, memory: AdapterMemory, into_TI: Tensor
+) -> None:
+    """Adds the adapters' part of the input's gradient."""
     for place in places:
-        grad_down_TR, a_RI = grad_down_TS[:, place.ranks], place.pair[0].to(low)
+        grad_down_TR, a_RI = grad_down_TS[:, place.ranks], place.pair[0].to(into_TI.dtype)
         if drop is None:
             product(grad_down_TR, a_RI, into_TI, add=True)
         else:

@@ -117,9 +117,14 @@ class Walk:
         return layer.norms[norm].write(x_TD, self.own(layer, name, "normal", len(x_TD)))
 
     def add_to_stream(self, layer: Layer, group: int, x_TI: Tensor, stream_TD: Tensor, norm: str, name: str) -> None:
-        """Adds to the residual stream what a group gives, normed and scaled where the decoder does so."""
+        """Adds to the residual stream what a group gives, normed and scaled where the decoder does so.
+
+        In 16 bits a group with adapters is added as a whole: the stream's numbers are large beside the adapters' part,
+        which would be rounded away if it were added by itself.
+        """
         scale = self.spec.residual_scale
-        if norm not in layer.norms and scale == 1.0:
+        is_exact = self.work.dtype is torch.float32 or not self.targeted(layer, group)
+        if norm not in layer.norms and scale == 1.0 and is_exact:
             self.project(layer, group, x_TI, stream_TD, add=True)
             return
         given_TD = self.given(layer, group, x_TI, norm, name)
