@@ -15,6 +15,7 @@ import gpu_kernels
 import gpu_losses
 import gpu_seed_job
 import gpu_wheels
+from card.machine import facts, roof
 from card.made_model import SIZES, made_model
 from card.made_samples import LEARNED_SHARE, made_samples, made_steps, math_lengths, whole_lengths
 from strop.kernels import nf4
@@ -99,9 +100,17 @@ def test_a_made_model_is_read_as_it_was_made(tmp_path: Path):
 # ── the scripts ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def answered_here(script: str, *arguments: str) -> str:
+    """What `card/`'s scripts print, without a process for each."""
+    if script == "made_model.py":
+        return str(made_model(Path(arguments[0]), *arguments[1:]))
+    return json.dumps({**facts(arguments[0]), **roof(arguments[0], tiny=True)})
+
+
 def test_the_seed_job_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     results, models = tmp_path / "results", tmp_path / "models"
     places = ("--device", "cpu", "--tiny", "--results", results, "--models", models)
+    monkeypatch.setattr(gpu_seed_job, "ask", answered_here)
     monkeypatch.setattr(gpu_seed_job.importlib.util, "find_spec", lambda name: None if name == "trl" else object())
     call(gpu_seed_job.main, monkeypatch, *places, "--cases", "seed", "--sides", "tutorial,strop-5gib,trl", "--steps", 2)
     table = capsys.readouterr().out
@@ -122,7 +131,14 @@ def test_the_seed_job_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     before = (results / "seed-tutorial.json").stat().st_mtime_ns
     call(gpu_seed_job.main, monkeypatch, *places, "--cases", "seed", "--sides", "tutorial", "--steps", 2)
     assert (results / "seed-tutorial.json").stat().st_mtime_ns == before, "what is there is not run again"
-    # All steps in parts: one step, and then the rest from where it was kept.
+
+
+@pytest.mark.slow
+def test_the_whole_job_is_done_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One step, and then the rest from where it was kept; by the processes that a card would have."""
+    results, models = tmp_path / "results", tmp_path / "models"
+    places = ("--device", "cpu", "--tiny", "--results", results, "--models", models)
+    call(gpu_seed_job.main, monkeypatch, *places, "--cases", "seed", "--sides", "strop-5gib")
     whole = (*places, "--cases", "seed", "--sides", "strop-5gib", "--whole")
     call(gpu_seed_job.main, monkeypatch, *whole, "--part", 0)
     call(gpu_seed_job.main, monkeypatch, *whole)
