@@ -39,7 +39,6 @@ td:first-child { text-align: left }
 def train(place: Path, name: str, given: argparse.Namespace, device: str, dtype: str) -> dict[str, Any]:
     """One run, and what it left."""
     from strop.data.problems import write_problems
-    from strop.model.starter import starter_folder
     from strop.recipe import resolve
     from strop.run.folder import RunFolder
     from strop.training.session import train_run
@@ -47,7 +46,6 @@ def train(place: Path, name: str, given: argparse.Namespace, device: str, dtype:
     data = place / "problems"
     if not data.is_dir():
         write_problems(data)
-    model = str(given.model or starter_folder())
     values = {
         "data.eval": 16,
         "adapter.dropout": 0.05,
@@ -55,9 +53,11 @@ def train(place: Path, name: str, given: argparse.Namespace, device: str, dtype:
         "train.samples_per_step": given.samples,
         "train.lr": 1e-3,
         "watch.every": given.steps,
-        "watch.answer_tokens": 4,
+        "watch.answer_tokens": 2,
     }
-    resolved = resolve(model=model, data=str(data / "train"), overrides=[(k, str(v)) for k, v in values.items()])
+    resolved = resolve(
+        model=str(given.model), data=str(data / "train"), overrides=[(k, str(v)) for k, v in values.items()]
+    )
     folder = place / name.replace(", ", "-").replace(" ", "-")
     # Nothing of the plan is left to what is timed: two runs under one plan are to have the same bits.
     plan = {"device": device, "dtype": dtype, "pack_tokens": "2048", "recompute_layers": "0", "dense_layers": "0"}
@@ -122,6 +122,9 @@ def main() -> None:
     """Trains four times, and says how far apart they are."""
     import tempfile
 
+    from strop.errors import ModelError
+    from strop.model.starter import starter_folder
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--samples", type=int, default=8, help="samples a step")
@@ -132,7 +135,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where losses.json and losses.html go")
     given = parser.parse_args()
     if given.tiny:
-        given.steps, given.samples, given.threads = 4, 2, 1
+        given.steps, given.samples, given.threads = 3, 2, 1
+    try:
+        given.model = given.model or starter_folder()
+    except ModelError as error:
+        print(f"skipped: the starter model cannot be had ({error.what}); STROP_STARTER_WHEEL names a copy")
+        return
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in RUNS:

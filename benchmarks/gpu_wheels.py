@@ -42,7 +42,10 @@ GROUPS = {
     ),
     "tests": ("pytest", "pytest-timeout", "iniconfig", "pluggy", "hypothesis", "sortedcontainers"),
     "stock": ("bitsandbytes", "peft"),
-    "trl": ("trl==1.15.0", "datasets<5", "multiprocess", "dill", "pandas", "pyarrow", "xxhash"),
+    "trl": (
+        *("trl==1.15.0", "datasets<5", "multiprocess<0.70.20", "dill<0.4.2", "pandas", "pyarrow", "xxhash"),
+        *("python-dateutil", "six", "httpx<1", "httpcore<2"),
+    ),
     "liger": ("liger-kernel",),
     "unsloth": (
         *("unsloth==2026.10.9", "unsloth-zoo==2026.10.9", "cut-cross-entropy", "torchao", "tyro", "typeguard"),
