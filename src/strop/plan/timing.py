@@ -27,7 +27,7 @@ from strop.plan.allocator import return_large_blocks
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock, wall_clock
 from strop.plan.machine import Machine, Shape, block_rows
-from strop.plan.timing_rates import rates
+from strop.plan.timing_rates import fastest_attention, rates
 
 # Seconds that all matrix products together may take, and the repetitions of one operation.
 _PRODUCTS_SECONDS = 1.6
@@ -81,7 +81,8 @@ def time_gpu(
     bench = bench or _gpu_bench(machine, getattr(torch, dtypes[0]))
     with torch.no_grad():
         matmul = {"torch": {dtype: _gpu_products(spec, getattr(torch, dtype), bench) for dtype in dtypes}}
-        measured = rates(spec, rank, bench)
+        attention, attention_rates = fastest_attention(spec, bench)
+        measured = replace(rates(spec, rank, bench), **attention_rates)
         bandwidth = _bandwidth(bench, 2 * bench.numbers)
         upload, download = _link(bench)
         launch = launch_seconds(bench)
@@ -93,6 +94,7 @@ def time_gpu(
         upload=upload,
         download=download,
         launch=launch,
+        attention=attention,
         library_bytes=max(0, (held or (lambda: _left(machine.device)))() - machine.process_bytes),
     )
 
