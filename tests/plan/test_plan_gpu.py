@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from io import StringIO
 from itertools import pairwise
 from itertools import product as every
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,6 +257,65 @@ def test_launches_count_where_a_model_is_small():
         computing = layer.products + layer.attention + layer.elementwise + layer.dequantise
         assert layer.waiting["none"] + computing == pytest.approx(expected)
     assert calls(asked, "layer") > calls(asked, "none")
+
+
+def test_operations_are_counted_as_the_engine_launches_them(monkeypatch: pytest.MonkeyPatch):
+    """By the calls of kernels of a middle layer; copies and sums that torch does between them are not seen here."""
+    from strop.kernels import qlora_linear, rms_norm, swiglu
+    from strop.model import attention_block
+
+    seen = [0]
+
+    def counted(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def call(*args: object, **named: object) -> object:
+            seen[0] += 1
+            return real(*args, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, names in (
+        (qlora_linear, ("product",)),
+        (qlora_linear.nf4, ("dequantize",)),
+        (rms_norm, ("normalize", "normalize_backward")),
+        (swiglu, ("gate", "gate_backward_")),
+        (attention_block, ("attend", "attend_backward", "rotate_")),
+    ):
+        for name in names:
+            counted(module, name)
+    asked = job()
+    plan = replace(PLAN, pack_tokens=10_000)
+    totals_of = {}
+    for layers in (4, 8):
+        deep = replace(asked, spec=spec(layers=layers))
+        workload = packed(deep, plan)
+        engine = make_engine(decoder(deep.spec, plan), plan, plan_work(deep, plan, workload))
+        adapter = make_adapter(deep.spec, rank=4, alpha=8, dropout=0.0, targets=deep.targets, seed=0)
+        adapter.zero_gradients()
+        (one,) = pack(deep.learned[:5], 10_000)
+        seen[0] = 0
+        engine.gradients(make_batch(one), adapter, 1)
+        totals_of[layers] = seen[0]
+    a_layer = (totals_of[8] - totals_of[4]) / 4
+    assert 0.6 * calls(asked, "none") < a_layer <= calls(asked, "none")
+
+
+def test_a_plan_for_a_gpu_is_shown(tmp_path: Path):
+    from rich.console import Console
+
+    from strop.cli.plan import show_choice
+    from strop.plan.page import write_plan
+
+    out, found = StringIO(), seed_job(5 * GIB)
+    show_choice(found, Console(file=out, width=110), command="strop train x", subject={"model": "x"})
+    said = " ".join(out.getvalue().split())
+    for words in ("NVIDIA H200, as published, 140 GB of 141 GB free", "TFLOP/s by torch", "a launch: 8 µs"):
+        assert words in said
+    assert "attention by varlen" in said
+    assert "brought layer by layer" in said
+    write_plan(found, tmp_path / "plan.html", model="x", data="y", command="strop train x")
+    assert "in the machine&#39;s memory" in (tmp_path / "plan.html").read_text(encoding="utf-8")
 
 
 def test_triton_makes_kernels_work_in_place(monkeypatch: pytest.MonkeyPatch):

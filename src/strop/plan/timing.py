@@ -9,7 +9,6 @@ The same code times both kinds of device: a `Bench` says where the operands lie,
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,8 +106,8 @@ def _gpu_bench(machine: Machine, dtype: torch.dtype) -> Bench:
 
 def _left(device: str) -> int:
     """What stays held once what was timed is gone: the context, and the workspaces of libraries."""
-    gc.collect()
-    torch.cuda.empty_cache()
+    gpu.give_back(device)
+    gpu.forget_peak(device)
     return gpu.used_bytes(device)
 
 
