@@ -136,6 +136,11 @@ def dynamic8_code() -> Tensor:
     return _dynamic8_code(torch.device("cpu"))
 
 
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both code books on a device: of weights [16] and of scales [256]."""
+    return _nf4_code(device), _dynamic8_code(device)
+
+
 def _quantize_native(values_N: Tensor) -> tuple[Tensor, Tensor]:
     count = values_N.numel()
     packed = torch.empty(-(-count // 2), dtype=torch.uint8)
@@ -238,10 +243,8 @@ def _dequantize_native(tensor: NF4Tensor, first_block: int, out: Tensor) -> None
 def _dequantize_triton(tensor: NF4Tensor, first_block: int, out: Tensor) -> None:
     from strop.kernels.triton import nf4 as kernels
 
-    device = out.device
     kernels.dequantize(
-        *(tensor.packed, tensor.absmax8, tensor.nested_absmax, tensor.offset),
-        *(_nf4_code(device), _dynamic8_code(device), first_block, out),
+        *(tensor.packed, tensor.absmax8, tensor.nested_absmax, tensor.offset, *tables(out.device), first_block, out)
     )
 
 

@@ -13,6 +13,10 @@ is one product in each direction; a group of more weights than the buffer may ho
 
 `project` and `project_backward` write into memory that they are given: the engine's way. `qlora_linear` is the same
 mathematics as one differentiable function: the reference.
+
+For few rows on a CUDA device, undoing NF4 inside the product may be faster than writing W first. `fuse_up_to` says for
+how many, 0 at first: whoever has measured the card says more. bitsandbytes' own such product stops paying at 16 to 64
+rows on Hopper and 256 on an RTX 4090. Only the forward pass has it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.kernels import nf4
+from strop.kernels import nf4, select
 from strop.kernels.blas import product
 from strop.kernels.dropout import add_dropped, dropout, dropout_into, keep_mask
 from strop.kernels.nf4 import NF4Tensor
@@ -32,6 +36,26 @@ from strop.kernels.nf4 import NF4Tensor
 # Most weights that are dequantised at one time, 64 MiB in float32: the gate and up projections of a 7B model would
 # take 344 MiB. Larger blocks were no faster.
 BLOCK_WEIGHTS = 1 << 24
+
+
+@dataclass(slots=True)
+class _Fused:
+    """Most rows for which NF4 is undone inside the product."""
+
+    rows: int = 0
+
+
+_fused = _Fused()
+
+
+def fuse_up_to(rows: int) -> None:
+    """Undoes NF4 inside the product for up to this many rows from now on, where Triton's kernels run; 0 for never."""
+    _fused.rows = rows
+
+
+def fused_rows() -> int:
+    """For how many rows at most NF4 is undone inside the product."""
+    return _fused.rows
 
 
 class WeightBuffer:
@@ -160,6 +184,9 @@ def project(
     Returns:
         ``out_TO``.
     """
+    if _is_fused(x_TI, frozen, out_TO):
+        _project_fused(x_TI, frozen, adapters, _down(x_TI, adapters, scale, drop, memory), out_TO, add=add)
+        return out_TO
     for rows, weight_BI in frozen.blocks(x_TI.dtype):
         product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add)
     if frozen.bias_O is not None:
@@ -169,6 +196,38 @@ def project(
         b_PR, out_TP = place.pair[1].to(x_TI.dtype), out_TO[:, place.outputs]
         product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=True)
     return out_TO
+
+
+def _is_fused(x_TI: Tensor, frozen: FrozenGroup, out_TO: Tensor) -> bool:
+    return (
+        len(x_TI) <= _fused.rows
+        and frozen.dense_OI is None
+        and select.uses_triton(x_TI, out_TO)
+        and frozen.weights[0].shape[1] % nf4.BLOCK == 0
+    )
+
+
+def _project_fused(
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    down_TS: Tensor,
+    out_TO: Tensor,
+    *,
+    add: bool,
+) -> None:
+    from strop.kernels.triton import qlora_matmul as kernels
+
+    places = {place.index: place for place in _places(adapters, frozen.outputs)}
+    for index, (weight, out_TP) in enumerate(zip(frozen.weights, out_TO.split(frozen.outputs, dim=1), strict=True)):
+        place = places.get(index)
+        if place is None:
+            kernels.product(x_TI, weight, out_TP, None, None, add=add)
+        else:
+            b_PR = place.pair[1].to(x_TI.dtype).contiguous()
+            kernels.product(x_TI, weight, out_TP, down_TS[:, place.ranks], b_PR, add=add)
+    if frozen.bias_O is not None:
+        out_TO += frozen.bias_O.to(out_TO.dtype)
 
 
 def project_backward(
@@ -250,13 +309,25 @@ def _down(
     down_TS = memory.down.view(-1)[: len(x_TI) * ranks].view(len(x_TI), ranks)
     if drop is None and matrices:
         # One product for the group: each would read x again.
-        return product(x_TI, torch.cat(list(matrices.values())), down_TS, transpose_b=True, alpha=scale)
+        return product(x_TI, _stacked(list(matrices.values())), down_TS, transpose_b=True, alpha=scale)
     first = 0
     for index, a_RI in matrices.items():
         columns_TR = down_TS[:, first : first + len(a_RI)]
         product(_input(x_TI, drop, index, memory), a_RI, columns_TR, transpose_b=True, alpha=scale)
         first += len(a_RI)
     return down_TS
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of one width below one another: as they lie, where they do so in one piece of memory, else a copy."""
+    first = matrices[0]
+    end = first.data_ptr()
+    for matrix in matrices:
+        same = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and matrix.is_contiguous() and matrix.data_ptr() == end):
+            return torch.cat(list(matrices))
+        end += matrix.nbytes
+    return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1), first.storage_offset())
 
 
 def _input(x_TI: Tensor, drop: Dropout | None, index: int, memory: AdapterMemory) -> Tensor:

@@ -2,7 +2,8 @@
 
 Run in a process of its own: where Triton interprets kernels it cannot compile them.
 
-    python compile_kernels.py 80 90
+    python compile_kernels.py 80 90            bfloat16 and float32, heads of 64, 128 and 256
+    python compile_kernels.py quick 90         bfloat16, heads of 128
 """
 
 import json
@@ -20,16 +21,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-from strop.kernels import attention, nf4, select
+from strop.kernels import attention, layer_norm, nf4, rms_norm, rope, select, swiglu
 from strop.kernels.activation import apply, apply_backward_
 from strop.kernels.attention import Scoring, Span
 from strop.kernels.attention_scores import alibi_slopes
 from strop.kernels.cross_entropy import softmax_gradient_, token_losses
 from strop.kernels.dropout import add_dropped, dropout_into
-from strop.kernels.triton import launch
+from strop.kernels.triton import attention as attention_kernels
+from strop.kernels.triton import launch, qlora_matmul
 
 compiled: dict[str, dict[str, int]] = {}
-targets = [int(number) for number in sys.argv[1:]]
+quick = "quick" in sys.argv
+targets = [int(word) for word in sys.argv[1:] if word.isdigit()]
 labels: list[str] = []
 
 
@@ -51,7 +54,7 @@ def compile_launch(self, *args, grid, warmup, **kwargs):
             ASTSource(self, signature, constants, divisible), target=GPUTarget("cuda", target, 32), options=options
         )
         kinds = "".join(f" {name}" for name, value in constants.items() if value is True)
-        kinds += f" {constants['KIND']}" if "KIND" in constants else ""
+        kinds += "".join(f" {name}={constants[name]}" for name in ("KIND", "M", "N", "RANKS") if name in constants)
         name = f"{self.__module__.rpartition('.')[2]}.{self.__name__}{kinds} {' '.join(labels)} sm_{target}"
         compiled[name] = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
 
@@ -70,8 +73,6 @@ def resources(cubin: bytes) -> dict[str, int]:
 def rows(dtype) -> None:
     """Operations that go through rows."""
     x, wide, weight = torch.empty(64, 4096, dtype=dtype), torch.empty(64, 8192, dtype=dtype), torch.empty(4096)
-    from strop.kernels import layer_norm, rms_norm, rope, swiglu
-
     rms_norm.normalize(x, weight, 1e-5, x)
     rms_norm.normalize_backward(x, x, weight, 1e-5, x)
     layer_norm.normalize(x, weight, weight, 1e-5, x)
@@ -97,28 +98,32 @@ def blocks(dtype) -> None:
     """Operations that undo NF4."""
     tensor = nf4.quantize(torch.ones(256, 256))
     nf4.dequantize(tensor, dtype=dtype)
+    x, out, b = (torch.empty(16, columns, dtype=dtype) for columns in (256, 256, 16))
+    for config in qlora_matmul.CONFIGS[: 1 if quick else None]:
+        # In place of a choice by measurement.
+        qlora_matmul.CONFIGS = (config,)
+        qlora_matmul.product(x, tensor, out, None, None, add=False)
+        qlora_matmul.product(x, tensor, out, b, b, add=True)
 
 
 def documents(dtype) -> None:
     """Attention."""
     scorings = {"plain": attention.PLAIN, "all": Scoring(0.1, 30.0, 64, alibi_slopes(8))}
-    for width in (64, 128, 256):
+    for width in (128,) if quick else (64, 128, 256):
         qkv, out, sums = torch.empty(128, 12 * width, dtype=dtype), torch.empty(128, 8 * width), torch.empty(8, 128)
         out = out.to(dtype)
         for name, scoring in scorings.items():
             labels[1:] = [str(width), name]
-            from strop.kernels.triton import attention as kernels
-
             spans = [Span(0, 64, 0, 0), Span(64, 128, 0, 64)]
-            kernels.attend(qkv, spans, 8, 2, scoring, out, sums)
-            kernels.attend_backward(qkv, out, out, sums, spans, 8, 2, scoring, qkv)
+            attention_kernels.attend(qkv, spans, 8, 2, scoring, out, sums)
+            attention_kernels.attend_backward(qkv, out, out, sums, spans, 8, 2, scoring, qkv)
 
 
 def main() -> None:
     JITFunction.run = compile_launch
     select._forced.set("triton")
     launch.add_one[(1,)](torch.empty(8), 8, SIZE=8)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32):
         for operations in (rows, blocks, documents):
             labels[:] = [str(dtype).removeprefix("torch.")]
             operations(dtype)

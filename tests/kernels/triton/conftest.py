@@ -28,23 +28,34 @@ def device() -> torch.device:
 def triton(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything inside a test is computed by Triton's kernels where there are any."""
     if found.interpreted():
-        widen_products(monkeypatch)
+        mend_bfloat16(monkeypatch)
     with select.forced("triton"):
         yield
 
 
-def widen_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bfloat16 as 16-bit whole numbers and multiplies those (3.9.0); a GPU widens them."""
-    from triton import language
-    from triton.runtime.interpreter import InterpreterBuilder
+def mend_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter (3.9.0) cuts float32 off to bfloat16, and multiplies bfloat16 as whole numbers of 16 bits.
 
-    given = InterpreterBuilder.create_dot
+    A GPU rounds to the nearest and widens.
+    """
+    from triton import language
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def cast_impl(self, source, kind):
+        if source.dtype.scalar is language.float32 and kind.scalar is language.bfloat16:
+            numbers = torch.from_numpy(source.data.copy()).to(torch.bfloat16).view(torch.int16)
+            return TensorHandle(numbers.numpy().view("uint16"), kind.scalar)
+        return cast(self, source, kind)
 
     def create_dot(self, left, right, *rest):
         wide = [
-            self.create_fp_ext(side, language.float32) if side.dtype.scalar is language.bfloat16 else side
+            cast(self, side, language.float32) if side.dtype.scalar is language.bfloat16 else side
             for side in (left, right)
         ]
-        return given(self, *wide, *rest)
+        return dot(self, *wide, *rest)
 
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", cast_impl)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)

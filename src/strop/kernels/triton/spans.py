@@ -63,7 +63,8 @@ def query_tiles(spans: tuple[Span, ...], rows: int, device: torch.device) -> Que
 @lru_cache(maxsize=16)
 def key_tiles(spans: tuple[Span, ...], rows: int, device: torch.device) -> KeyTiles:
     """Tiles of up to ``rows`` keys."""
-    tiles, segments = [], []
+    tiles: list[tuple[int, ...]] = []
+    segments: list[tuple[int, ...]] = []
     for span in spans:
         origin = span.start - (span.prefix_end - span.prefix_start)
         for first in range(span.start, span.end, rows):

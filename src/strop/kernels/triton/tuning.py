@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 
 import torch
 
@@ -74,6 +75,8 @@ def measure(
 ) -> int:
     """Times a launch under every configuration and keeps the number of the fastest, which is returned.
 
+    One that asks for more registers or shared memory than the device has is passed over.
+
     Args:
         kernel: as for `chosen`.
         configs: the list, the default first.
@@ -81,12 +84,18 @@ def measure(
         shape: as for `chosen`.
         run: launches the kernel as it will be launched.
     """
+    from triton.runtime.errors import OutOfResources
+
     name = key(kernel, device, *shape)
-    times = []
+    times: list[float] = []
     for number in range(len(configs)):
         _chosen[name] = number
-        run()
-        times.append(min(_milliseconds(run) for _ in range(_ROUNDS)))
+        try:
+            run()
+        except OutOfResources:
+            times.append(inf)
+        else:
+            times.append(min(_milliseconds(run) for _ in range(_ROUNDS)))
     best = min(range(len(configs)), key=times.__getitem__)
     _chosen[name] = best
     if best == 0:
