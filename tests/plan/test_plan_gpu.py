@@ -95,8 +95,9 @@ def test_copies_are_kept_where_packs_are_short_and_memory_is_there():
     plans = [seed_job(budget, 512).forecast.plan for budget in (6 * GIB, 12 * GIB, None)]
     counts = [plan.dense_layers for plan in plans]
     assert counts == sorted(counts)
-    assert (counts[0], counts[-1]) == (0, 32)
-    assert 0 < counts[1] < 32
+    assert counts[0] == 0
+    assert 0 < counts[1] < counts[2]
+    assert counts[2] >= 29, "the last ones are worth less than a hundredth"
     assert seed_job().forecast.plan.dense_layers == 0
 
 
