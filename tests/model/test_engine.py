@@ -6,6 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 from test_decoder import batch_of, build, documents, relative
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from strop.kernels import blas, select
 from strop.model.batch import Batch
@@ -222,9 +223,34 @@ def test_grades_and_dense_copies_do_not_change_a_bit(folder):
         assert all(torch.equal(one, other) for one, other in zip(grads, expected[1], strict=True))
 
 
+class LateCopies:
+    """Copies that are put off until something waits for them: what a GPU's stream of its own may do at worst."""
+
+    def __init__(self, device: torch.device, places: int) -> None:
+        self.queue: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def copy(self, place: int, source: torch.Tensor, target: torch.Tensor) -> None:
+        self.queue.append((place, source, target))
+
+    def wait(self, place: int) -> None:
+        # A stream does one after another, so that all that came before is done too.
+        while any(number == place for number, _, _ in self.queue):
+            _, source, target = self.queue.pop(0)
+            target.copy_(source)
+
+    def settle(self) -> None:
+        for _, source, target in self.queue:
+            target.copy_(source)
+        self.queue.clear()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 7])
-def test_the_machines_memory_does_not_change_a_bit(tmp_path, layers):
+def test_the_machines_memory_does_not_change_a_bit(tmp_path, layers, late, monkeypatch):
     """Layers' inputs, the base, or both outside, whatever the number of layers; looking in between changes nothing."""
+    if late:
+        for module in ("host_inputs", "streamed_base"):
+            monkeypatch.setattr(f"strop.model.{module}.Aside", LateCopies)
     build(tmp_path, num_hidden_layers=layers)
     decoder = load_decoder(tmp_path)
     adapter = adapter_of(decoder, dropout=0.1)
@@ -276,6 +302,41 @@ def test_a_streamed_base_answers_as_it_did_and_comes_back_whole(folder):
                 for name in ("packed", "absmax8", "nested_absmax", "offset"):
                     assert torch.equal(getattr(weight, name), getattr(its, name))
     assert generate(decoder, None, prompts, [], 6) == expected
+
+
+class Asked(TorchDispatchMode):
+    """Notes the operations whose result the host has to know: there a GPU is waited for."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        if name in self.WAITS:
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("base", ["device", "host"])
+def test_a_pass_asks_the_device_nothing(folder, dtype, base):
+    """By torch's own operations, as on a device that has no others: losses stay where they are until they are read."""
+    decoder = load_decoder(folder, dtype=dtype, base=base)
+    adapter = adapter_of(decoder, dropout=0.1)
+    plain = batch_of(*documents(9, 30, 3))
+    batch = replace(plain, weights_N=torch.rand(len(plain.rows_N)))
+    work = work_of(batch, adapter, (2, 1), dtype=dtype, host_inputs=True)
+    engine = Engine(decoder, work)
+    adapter.zero_gradients()
+    with select.forced("torch"), Asked() as asked:
+        losses = [engine.gradients(batch, adapter, 3.0, 5), engine.loss(batch, None)]
+        assert asked.waits == []
+        assert all(loss.dtype is torch.float64 and loss.dim() == 0 for loss in losses)
+        losses[0].item()
+    assert asked.waits == ["_local_scalar_dense"]
 
 
 def test_a_layer_is_sent_for_before_it_is_asked_for(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
-from strop.plan import gpu, timing
+from strop.plan import gpu, timing, timing_rates
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe
@@ -140,7 +141,27 @@ def test_a_gpu_is_timed_by_the_same_operations():
     assert {shape.m for shape in found.matmul["torch"]["bfloat16"]} == {1024, 8192}
     assert min(found.bandwidth, found.upload, found.download, found.launch) > 0
     assert found.library_bytes == 60
+    assert found.attention in ("sdpa", "plain"), "what a CPU has for 16 bits"
     assert set(told) == {0.5}
+
+
+def test_the_fastest_attention_is_taken(monkeypatch: pytest.MonkeyPatch):
+    bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, lambda run, seconds: 1.0)
+    seconds = {"triton": 1e-6, "varlen": 5e-7, "sdpa": 1e-9}
+    monkeypatch.setattr(timing_rates, "available", lambda *_, **__: ("native", *seconds))
+    taken: list[str] = []
+
+    @contextmanager
+    def using(name: str):
+        taken.append(name)
+        yield
+
+    monkeypatch.setattr(timing_rates, "using", using)
+    pair = lambda *_: ((seconds[taken[-1]], 1e-12), (seconds[taken[-1]], 1e-12))  # noqa: E731
+    monkeypatch.setattr(timing_rates, "attention_rates", pair)
+    name, found = timing_rates.fastest_attention(spec(), bench)
+    assert (name, found["attend"]) == ("varlen", 5e-7)
+    assert taken == ["triton", "varlen"], "what takes a pack document by document is not tried"
 
 
 def test_launches_are_timed_on_the_host():

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from strop.kernels.attention_scores import Scoring, Span
+from strop.kernels.upload import upload
 
 _WIDEST = 256
 _OLDEST = (8, 0)
@@ -199,7 +200,7 @@ def _starts(spans: tuple[Span, ...], device: torch.device) -> tuple[Tensor, int]
     """Offsets of documents, int32, and the length of the longest."""
     offsets = [*(span.start for span in spans), spans[-1].end]
     longest = max(end - start for start, end in pairwise(offsets))
-    return torch.tensor(offsets, dtype=torch.int32).to(device), longest
+    return upload(torch.tensor(offsets, dtype=torch.int32), device), longest
 
 
 @lru_cache(maxsize=8)
@@ -217,8 +218,8 @@ def _shared(spans: tuple[Span, ...], device: torch.device) -> _Shared | None:
     rows = list(chain.from_iterable(chain.from_iterable(followers.values())))
     prefix_rows = list(chain.from_iterable(range(*prefix) for prefix in followers))
     return _Shared(
-        torch.tensor(rows).to(device),
-        torch.tensor(prefix_rows).to(device),
+        upload(torch.tensor(rows), device),
+        upload(torch.tensor(prefix_rows), device),
         _offsets(queries, device),
         _offsets(keys, device),
         max(queries),
@@ -227,4 +228,4 @@ def _shared(spans: tuple[Span, ...], device: torch.device) -> _Shared | None:
 
 
 def _offsets(lengths: list[int], device: torch.device) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(device=device, dtype=torch.int32)
+    return upload(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), device)

@@ -34,6 +34,8 @@ _GRID = 65535
 _CPU_SLICE = 1 << 17
 # Weights quantised at once on a CPU: bounds the working memory to about 10 MiB, whatever the tensor's size.
 _CPU_QUANTIZE_SLICE = 1 << 20
+# The same on other devices: about 16 bytes a weight, 64 MiB.
+QUANTIZE_SLICE = 1 << 22
 # Weights that are dequantised to float32 on the way to 16 bits at one time.
 _CPU_NARROW_SLICE = 1 << 18
 
@@ -104,7 +106,7 @@ def quantize(weight: Tensor) -> NF4Tensor:
     if values_N.dtype in KINDS and select.uses_native(values_N, dtype=values_N.dtype):
         packed, absmax_B = _quantize_native(values_N)
     else:
-        step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else max(values_N.numel(), 1)
+        step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else QUANTIZE_SLICE
         slices = [_quantize_slice(part) for part in values_N.split(step)]
         packed, absmax_B = (torch.cat(parts) for parts in zip(*slices, strict=True))
     return from_absmax(packed, absmax_B, tuple(weight.shape))

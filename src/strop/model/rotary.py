@@ -11,6 +11,7 @@ from math import ceil, floor, log, pi
 import torch
 from torch import Tensor
 
+from strop.kernels.upload import upload
 from strop.model.spec import DecoderSpec, RopeSpec
 
 Angles = tuple[Tensor, Tensor]
@@ -69,7 +70,7 @@ class Rotary:
         assert lengths_T is not None, "these frequencies follow the length of a sample"
         lengths_U, place_T = lengths_T.cpu().unique(return_inverse=True)
         rows = [inverse_frequencies(rope, self.spec.head_size, length) for length in lengths_U.tolist()]
-        return torch.stack(rows)[place_T].to(self.device)
+        return upload(torch.stack(rows)[place_T], self.device)
 
 
 def inverse_frequencies(rope: RopeSpec, head_size: int, length: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from strop.kernels import blas
+from strop.kernels import attention_choice, blas
 from strop.model.decoder import Decoder
 from strop.model.engine import Engine
 from strop.model.workspace import Work
@@ -19,6 +19,8 @@ def use_processor(plan: Plan) -> None:
     torch.set_num_threads(plan.threads)
     if plan.on_gpu:
         gpu.prepare(plan.device)
+        if plan.attention != "native":
+            attention_choice.use(plan.attention)
     if plan.device == "cpu":
         blas.set_threads(plan.threads)
         blas.use(plan.matmul if plan.matmul in blas.libraries() else "torch")

@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from strop.errors import BudgetError
 from strop.kernels import blas
 from strop.model.spec import DecoderSpec
+from strop.plan import gpu
 from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
 from strop.plan.forecast import Choice, Forecast
@@ -129,7 +132,7 @@ def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = No
     layer_bytes = spec.linear_weights // spec.layers * (2 if on_gpu else 4)
     plan = Plan(
         device=machine.device,
-        dtype="bfloat16" if on_gpu else "float32",
+        dtype=_dtype(machine),
         pack_tokens=8192 if on_gpu else 2048,
         recompute_layers=0,
         recompute_elementwise=0,
@@ -143,6 +146,16 @@ def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = No
         threads=machine.cores,
     )
     return replace(plan, **(dict(levers) if levers else {}))  # type: ignore[arg-type]
+
+
+def _dtype(machine: Machine) -> str:
+    """What is computed in: on a GPU what was timed, or what it is good at."""
+    if not machine.on_gpu:
+        return "float32"
+    timed = [dtype for by_dtype in (machine.matmul or {}).values() for dtype in by_dtype]
+    if timed:
+        return timed[0]
+    return gpu.default_dtype(machine.device) if torch.cuda.is_available() else "bfloat16"
 
 
 def _timed(job: Job, levers: Levers) -> Machine:

@@ -75,4 +75,4 @@ class EventClock:
             run()
         last.record()
         last.synchronize()
-        return first.elapsed_time(last) / 1e3 / count
+        return float(first.elapsed_time(last)) / 1e3 / count

@@ -9,6 +9,7 @@ others are there, and the context is taken to be as large as a common one.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from functools import cache
@@ -34,7 +35,7 @@ def prepare(device: str) -> None:
     if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Packs of many sizes would leave holes in blocks that cannot grow.
         os.environ.setdefault(name, "expandable_segments:True")
-    torch.cuda.set_device(device)
+    torch.cuda.set_device(_index(device))
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -62,10 +63,32 @@ def outside_bytes(device: str) -> int:
     return max(_beside_torch(device) - others_bytes(device), 0)
 
 
-@cache
+def give_back(device: str) -> None:
+    """Gives the card what torch keeps of it and nothing uses, so that what is reserved is what is needed."""
+    if device.startswith("cuda"):
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def forget_peak(device: str) -> None:
+    """Counts the peak of torch's memory anew: what timing took is no part of a run."""
+    torch.cuda.reset_peak_memory_stats(_index(device))
+
+
 def others_bytes(device: str) -> int:
     """What other processes held of the card when it was first looked at."""
-    return split_use(_beside_torch(device))[1]
+    return _others(_index(device))
+
+
+@cache
+def _others(index: int) -> int:
+    return split_use(_beside_torch(f"cuda:{index}"))[1]
+
+
+def _index(device: str) -> int:
+    """The number of a device; the current one where the name has none."""
+    number = torch.device(device).index
+    return torch.cuda.current_device() if number is None else number
 
 
 def split_use(beside_torch: int) -> tuple[int, int]:

@@ -11,9 +11,11 @@ by side, Q queries alone, H heads.
 from __future__ import annotations
 
 from functools import cache
-from importlib.util import find_spec
+
+import torch
 
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
+from strop.kernels.triton import found
 from strop.model.spec import DecoderSpec
 from strop.model.streamed_base import stream_bytes
 from strop.model.workspace import Work
@@ -35,8 +37,8 @@ def kernel_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int) -> int
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton's kernels can be had here."""
-    return find_spec("triton") is not None
+    """Whether Triton's kernels run on the GPUs here."""
+    return torch.cuda.is_available() and not found.reason(torch.device("cuda"))
 
 
 def _attention_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int) -> int:

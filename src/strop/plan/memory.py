@@ -118,7 +118,10 @@ def loading_peak(job: Job, components: Mapping[str, int]) -> int:
     spec = job.spec
     before = components["runtime"] + components["data"] + components["head"] + components["allocator"]
     shapes = [*map(spec.projection_shape, spec.projections), *spec.expert_shapes]
-    largest = max(rows * columns for rows, columns in shapes) * job.weight_item
+    largest = max(rows * columns for rows, columns in shapes)
+    # A GPU quantises in slices, by plain operations that make 16 bytes of a weight on their way.
+    slices = 16 * min(largest, nf4.QUANTIZE_SLICE) if components["allocator"] else 0
+    largest = largest * job.weight_item + slices
     head = spec.vocabulary * spec.hidden * job.head_item
     return before + max(head, components["base in NF4"] + components["embedding"] + largest)
 

@@ -103,7 +103,7 @@ class _Family:
         """One of them."""
         names = ("recompute_layers", "recompute_elementwise", "dense_layers")
         layers = dict(zip(names, self.counts_G3[index].tolist(), strict=True))
-        plan = replace(self.plan, **{name: levers.get(name, count) for name, count in layers.items()})  # type: ignore[arg-type]
+        plan = replace(self.plan, **{name: levers.get(name, count) for name, count in layers.items()})
         return Point(int(self.bytes_G[index]), float(self.seconds_G[index]), plan, self.workload)
 
 

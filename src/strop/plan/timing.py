@@ -9,7 +9,6 @@ The same code times both kinds of device: a `Bench` says where the operands lie,
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from strop.plan.allocator import return_large_blocks
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock, wall_clock
 from strop.plan.machine import Machine, Shape, block_rows
-from strop.plan.timing_rates import rates
+from strop.plan.timing_rates import fastest_attention, rates
 
 # Seconds that all matrix products together may take, and the repetitions of one operation.
 _PRODUCTS_SECONDS = 1.6
@@ -81,7 +80,8 @@ def time_gpu(
     bench = bench or _gpu_bench(machine, getattr(torch, dtypes[0]))
     with torch.no_grad():
         matmul = {"torch": {dtype: _gpu_products(spec, getattr(torch, dtype), bench) for dtype in dtypes}}
-        measured = rates(spec, rank, bench)
+        attention, attention_rates = fastest_attention(spec, bench)
+        measured = replace(rates(spec, rank, bench), **attention_rates)
         bandwidth = _bandwidth(bench, 2 * bench.numbers)
         upload, download = _link(bench)
         launch = launch_seconds(bench)
@@ -93,6 +93,7 @@ def time_gpu(
         upload=upload,
         download=download,
         launch=launch,
+        attention=attention,
         library_bytes=max(0, (held or (lambda: _left(machine.device)))() - machine.process_bytes),
     )
 
@@ -105,8 +106,8 @@ def _gpu_bench(machine: Machine, dtype: torch.dtype) -> Bench:
 
 def _left(device: str) -> int:
     """What stays held once what was timed is gone: the context, and the workspaces of libraries."""
-    gc.collect()
-    torch.cuda.empty_cache()
+    gpu.give_back(device)
+    gpu.forget_peak(device)
     return gpu.used_bytes(device)
 
 

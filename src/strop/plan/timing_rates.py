@@ -12,7 +12,8 @@ from itertools import cycle
 import torch
 
 from strop.kernels import blas, nf4
-from strop.kernels.attention import Span, attend, attend_backward
+from strop.kernels.attention import Scoring, Span, attend, attend_backward
+from strop.kernels.attention_choice import available, using
 from strop.kernels.cross_entropy import softmax_gradient_
 from strop.kernels.dropout import dropout_into, token_keys
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
@@ -25,6 +26,7 @@ from strop.plan.bench import Bench, Ring
 from strop.plan.machine import Rates, block_rows
 
 _DOCUMENTS = (64, 512)  # lengths of documents that attention is timed on
+_WHOLE_PACKS = ("triton", "varlen")
 
 
 def rates(spec: DecoderSpec, rank: int, bench: Bench) -> Rates:
@@ -45,6 +47,36 @@ def rates(spec: DecoderSpec, rank: int, bench: Bench) -> Rates:
         optimise=_optimise(ring),
         answer=_answer(spec, ring),
     )
+
+
+def fastest_attention(spec: DecoderSpec, bench: Bench) -> tuple[str, dict[str, float]]:
+    """What computes attention fastest on a device, by name, and its rates by theirs.
+
+    One document after another, or all scores of one, is only a way out where no kernel takes a pack whole.
+    """
+    scoring = Scoring(spec.attention_scale, spec.attention_softcap, max(spec.windows or (0,)))
+    names = [
+        name for name in available(bench.device, scoring, dtype=bench.dtype, width=spec.head_size) if name != "native"
+    ]
+    whole = [name for name in names if name in _WHOLE_PACKS] or names[:1]
+    found: dict[str, dict[str, float]] = {}
+    for name in whole:
+        with using(name):
+            forward, backward = attention_rates(spec, Ring(bench))
+        found[name] = {
+            "attend": forward[0],
+            "attend_pair": forward[1],
+            "attend_backward": backward[0],
+            "attend_backward_pair": backward[1],
+        }
+    best = min(found, key=lambda name: _typical(found[name]))
+    return best, found[best]
+
+
+def _typical(of: dict[str, float]) -> float:
+    """Seconds of a position in a document of the longer kind that was timed."""
+    seen = max(_DOCUMENTS) / 2
+    return of["attend"] + of["attend_backward"] + seen * (of["attend_pair"] + of["attend_backward_pair"])
 
 
 def _nf4(spec: DecoderSpec, ring: Ring) -> dict[str, float]:

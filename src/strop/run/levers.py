@@ -50,7 +50,8 @@ def savings(plan: Mapping[str, Any]) -> str:
     held = {"embedding": "embedding", "checkpoints": "layers' inputs", "base": "base"}
     outside = [words for name, words in held.items() if plan.get(name) == "host"]
     if outside:
-        given_up.append(f"{' and '.join(outside)} in the machine's memory")
+        *first, last = outside
+        given_up.append(f"{', '.join(first)}{' and ' if first else ''}{last} in the machine's memory")
     dense = _count(plan, "dense_layers")
     copies = [f"{_layers(dense)} dequantised in memory"] if dense else []
     return _joined([*(given_up or ["everything kept"]), *copies])

@@ -42,6 +42,7 @@ from strop.training.record import write_record
 from strop.training.schedule import total_steps
 from strop.training.state import Training, work_of
 from strop.training.stop import StopRequest
+from strop.training.tuning import take_up_tuning
 from strop.training.watch import choose_questions
 
 
@@ -311,6 +312,7 @@ def _take_up(spec: DecoderSpec, adapter: Adapter, optimizer: Optimizer, checkpoi
     tensors = read_tensors(weights)
     load_matrices(adapter, from_tree(spec, tensors, adapter.targets, adapter.rank), weights)
     optimizer.read(checkpoint.path, checkpoint.step)
+    take_up_tuning(checkpoint.path)
 
 
 def _new_adapter(inputs: Inputs, device: torch.device) -> Adapter:

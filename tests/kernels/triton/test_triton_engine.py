@@ -49,7 +49,7 @@ def gradients(choice, decoder, adapter, batch, dtype):
     )
     adapter.zero_gradients()
     with select.forced(choice):
-        loss = Engine(decoder, work).gradients(batch, adapter, 1, step_key=2**31 + 5)
+        loss = Engine(decoder, work).gradients(batch, adapter, 1, step_key=2**31 + 5).item()
     return loss, [matrix.grad.clone() for matrix in adapter.parameters()]
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from strop.kernels.attention_scores import Span
+from strop.kernels.upload import upload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,4 +81,4 @@ def key_tiles(spans: tuple[Span, ...], rows: int, device: torch.device) -> KeyTi
 
 
 def _table(rows: Iterable[tuple[int, ...]], columns: int, device: torch.device) -> Tensor:
-    return torch.tensor(list(rows), dtype=torch.int32).view(-1, columns).to(device)
+    return upload(torch.tensor(list(rows), dtype=torch.int32).view(-1, columns), device)
