@@ -9,7 +9,8 @@ copy; what it must multiply, against a large product of matrices; both are measu
 every implementation that `kernels.attention` offers here, over documents with MATH's lengths.
 
 The last table is where dequantising into a buffer and multiplying begins to beat the fused product, by rows: the
-number that `kernels.qlora_linear.fuse_up_to` is to be given.
+number that `kernels.qlora_linear.fuse_up_to` is to be given. "Strop, tuned" is what the fastest of a kernel's
+configurations does, as `kernels.triton.tune` finds them; which those are stands in the JSON file.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from strop.kernels.qlora_linear import AdapterMemory, FrozenGroup, Pair, WeightB
 from strop.kernels.rms_norm import normalize, normalize_backward
 from strop.kernels.rope import rotate_
 from strop.kernels.swiglu import gate, gate_backward_
+from strop.kernels.triton import found
 
 RANK = 8
 LOGIT_ROWS = 256
@@ -247,6 +249,32 @@ def all_rows(given: argparse.Namespace, ceiling: dict[str, float]) -> list[dict[
     return rows
 
 
+def tuned_rows(given: argparse.Namespace, ceiling: dict[str, float]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """What has several configurations, once more under the fastest, and which those are; on a card with Triton."""
+    device, sizes = torch.device(given.device), SIZES[given.sizes]
+    if device.type != "cuda" or found.reason(device):
+        return [], {}
+    from strop.kernels.triton import tuning
+    from strop.kernels.triton.tune import tune
+
+    make, timer, tokens = (
+        Maker(sizes, given.device, torch.bfloat16),
+        Timer(given.device, given.seconds),
+        given.tokens[-1],
+    )
+    shape = {"heads": sizes.heads, "kv_heads": sizes.kv_heads, "width": sizes.hidden // sizes.heads}
+    choices = tune(
+        *(device, make.dtype), **shape, tokens=tokens, longest=512, outputs=sizes.intermediate, inputs=sizes.hidden
+    )
+    rows = []
+    with torch.no_grad(), attention_choice.using("triton"):
+        weights = [case for case in weight_cases(make, []) if case.name.startswith("dequantise")]
+        for case in (*weights, *attention_cases(make, tokens, " (triton)")):
+            rows.append(timed(case, timer, ceiling, "Strop, tuned"))
+    tuning.load({})
+    return rows, choices
+
+
 def threshold_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
     """The fused product beside dequantising and multiplying, by rows; nothing where there is no fused product."""
     fuse_up_to = getattr(qlora_linear, "fuse_up_to", None)
@@ -303,11 +331,14 @@ def main() -> None:
         given.sizes, given.tokens, given.seconds = "tiny", [64], 0.0
     ceiling = roof(given.device, tiny=given.tiny)
     rows, thresholds = all_rows(given, ceiling), threshold_rows(given)
+    tuned, choices = tuned_rows(given, ceiling)
+    rows += tuned
     table = kernel_table(rows, thresholds)
     print(table)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         known = {**facts(given.device), "sizes": given.sizes, **ceiling, "operations": rows, "fused": thresholds}
+        known["choices"] = choices
         given.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         given.json.with_suffix(".md").write_text(table, encoding="utf-8")
 
