@@ -266,22 +266,19 @@ def tuned_rows(given: argparse.Namespace, ceiling: dict[str, float]) -> tuple[li
     choices = tune(
         *(device, make.dtype), **shape, tokens=tokens, longest=512, outputs=sizes.intermediate, inputs=sizes.hidden
     )
-    rows = []
     with torch.no_grad(), attention_choice.using("triton"):
         weights = [case for case in weight_cases(make, []) if case.name.startswith("dequantise")]
-        for case in (*weights, *attention_cases(make, tokens, " (triton)")):
-            rows.append(timed(case, timer, ceiling, "Strop, tuned"))
+        cases = (*weights, *attention_cases(make, tokens, " (triton)"))
+        rows = [timed(case, timer, ceiling, "Strop, tuned") for case in cases]
     tuning.load({})
     return rows, choices
 
 
 def threshold_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The fused product beside dequantising and multiplying, by rows; nothing where there is no fused product."""
-    fuse_up_to = getattr(qlora_linear, "fuse_up_to", None)
-    if fuse_up_to is None:
+    """The fused product beside dequantising and multiplying, by rows; on a card with Triton, whose kernel it is."""
+    if given.device == "cpu" or found.reason(torch.device(given.device)):
         return []
-    dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
-    make, timer = Maker(SIZES[given.sizes], given.device, dtype), Timer(given.device, given.seconds)
+    make, timer = Maker(SIZES[given.sizes], given.device, torch.bfloat16), Timer(given.device, given.seconds)
     rows = []
     for name in ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj"):
         group = make.group(name)
@@ -289,10 +286,10 @@ def threshold_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
             (forward, _) = _product_cases(make, name, group, count)
             seconds = {}
             for way, most in (("dequantise and multiply", 0), ("fused", count)):
-                fuse_up_to(most)
+                qlora_linear.fuse_up_to(most)
                 with torch.no_grad():
                     seconds[way] = timer.median(forward.run)
-            fuse_up_to(0)
+            qlora_linear.fuse_up_to(0)
             rows.append({"projection": name.split(".")[1], "rows": count, "seconds": seconds})
     return rows
 
