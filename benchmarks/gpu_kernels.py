@@ -326,7 +326,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.tiny:
         given.sizes, given.tokens, given.seconds = "tiny", [64], 0.0
-    ceiling = roof(given.device, tiny=given.tiny)
+    known, ceiling = facts(given.device), roof(given.device, tiny=given.tiny)
     rows, thresholds = all_rows(given, ceiling), threshold_rows(given)
     tuned, choices = tuned_rows(given, ceiling)
     rows += tuned
@@ -334,8 +334,7 @@ def main() -> None:
     print(table)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
-        known = {**facts(given.device), "sizes": given.sizes, **ceiling, "operations": rows, "fused": thresholds}
-        known["choices"] = choices
+        known |= {"sizes": given.sizes, **ceiling, "operations": rows, "fused": thresholds, "choices": choices}
         given.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         given.json.with_suffix(".md").write_text(table, encoding="utf-8")
 

@@ -141,13 +141,13 @@ def main() -> None:
     except ModelError as error:
         print(f"skipped: the starter model cannot be had ({error.what}); STROP_STARTER_WHEEL names a copy")
         return
+    known = {**facts(given.device), "steps": given.steps, "samples": given.samples}
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in RUNS:
             device, dtype = ("cpu", "float32") if name == RUNS[0] else (given.device, name.split()[0])
             runs[name] = train(Path(folder), name, given, device, dtype)
     differences = compare(runs)
-    known = {**facts(given.device), "steps": given.steps, "samples": given.samples}
     for name in RUNS[1:3]:
         each = differences[name]
         print(f"{name}: largest {each['largest']:.2e} (step {each['at_step']}), mean {each['mean']:.2e}")

@@ -129,7 +129,10 @@ SIDES = {
 def ask(script: str, *arguments: str) -> str:
     """What a script of `card/` prints. This process itself never touches the card: the sides are to have all of it."""
     command = [sys.executable, str(HERE / "card" / script), *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has said why
+    return done.stdout.strip().splitlines()[-1]
 
 
 def model_folder(given: argparse.Namespace, case: Case) -> Path:

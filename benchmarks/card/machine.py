@@ -25,9 +25,15 @@ PACKAGES = ("strop", "torch", "triton", "transformers", "peft", "bitsandbytes", 
 
 
 def facts(device: str) -> dict[str, Any]:
-    """What results belong to."""
+    """What results belong to.
+
+    Raises:
+        SystemExit: the device is not there.
+    """
     import torch
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device here; STROP_TEST_DEVICE=cpu make gpu runs the code on the CPU")
     found: dict[str, Any] = {"date": date.today().isoformat(), "device": device, "python": platform.python_version()}
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
