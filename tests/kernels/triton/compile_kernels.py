@@ -4,6 +4,7 @@ Run in a process of its own: where Triton interprets kernels it cannot compile t
 
     python compile_kernels.py 80 90            bfloat16 and float32, heads of 64, 128 and 256
     python compile_kernels.py quick 90         bfloat16, heads of 128
+    python compile_kernels.py tiles 90         every tile of attention, in bfloat16
 """
 
 import json
@@ -28,7 +29,8 @@ from strop.kernels.attention_scores import alibi_slopes
 from strop.kernels.cross_entropy import softmax_gradient_, token_losses
 from strop.kernels.dropout import add_dropped, dropout_into
 from strop.kernels.triton import attention as attention_kernels
-from strop.kernels.triton import launch, qlora_matmul
+from strop.kernels.triton import launch, qlora_matmul, tuning
+from strop.kernels.triton.attention_tiles import CONFIGS
 
 compiled: dict[str, dict[str, int]] = {}
 quick = "quick" in sys.argv
@@ -109,22 +111,27 @@ def blocks(dtype) -> None:
 def documents(dtype) -> None:
     """Attention."""
     scorings = {"plain": attention.PLAIN, "all": Scoring(0.1, 30.0, 64, alibi_slopes(8))}
+    # What runs untuned is that of the first target's generation.
+    attention_kernels.generation = lambda device: targets[0] // 10
     for width in (128,) if quick else (64, 128, 256):
         qkv, out, sums = torch.empty(128, 12 * width, dtype=dtype), torch.empty(128, 8 * width), torch.empty(8, 128)
         out = out.to(dtype)
         for name, scoring in scorings.items():
             labels[1:] = [str(width), name]
             spans = [Span(0, 64, 0, 0), Span(64, 128, 0, 64)]
-            attention_kernels.attend(qkv, spans, 8, 2, scoring, out, sums)
-            attention_kernels.attend_backward(qkv, out, out, sums, spans, 8, 2, scoring, qkv)
+            for number in range(4 if "tiles" in sys.argv else 1):
+                # Tiles of another number than a list has are the first.
+                tuning._chosen.update(dict.fromkeys((f"{kernel} {width} {dtype} cpu" for kernel in CONFIGS), number))
+                attention_kernels.attend(qkv, spans, 8, 2, scoring, out, sums)
+                attention_kernels.attend_backward(qkv, out, out, sums, spans, 8, 2, scoring, qkv)
 
 
 def main() -> None:
     JITFunction.run = compile_launch
     select._forced.set("triton")
     launch.add_one[(1,)](torch.empty(8), 8, SIZE=8)
-    for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32):
-        for operations in (rows, blocks, documents):
+    for dtype in (torch.bfloat16,) if quick or "tiles" in sys.argv else (torch.bfloat16, torch.float32):
+        for operations in (documents,) if "tiles" in sys.argv else (rows, blocks, documents):
             labels[:] = [str(dtype).removeprefix("torch.")]
             operations(dtype)
     print(json.dumps(compiled))

@@ -118,3 +118,23 @@ def test_a_configuration_that_a_device_has_no_room_for_is_passed_over(monkeypatc
 def test_importing_the_operations_does_not_import_triton():
     code = "import strop.kernels.attention, strop.kernels.nf4, sys; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.usefixtures("triton")
+def test_every_kernel_that_has_several_configurations_is_measured(monkeypatch, device):
+    from strop.kernels.triton.tune import tune
+
+    timed = []
+
+    def second_is_fastest(run):
+        timed.append(dict(tuning._chosen))
+        return 1.0 if 1 in tuning._chosen.values() else 2.0
+
+    monkeypatch.setattr(tuning, "_milliseconds", second_is_fastest)
+    monkeypatch.setattr(tuning, "_ROUNDS", 1)
+    sizes = {"heads": 1, "kv_heads": 1, "width": 16, "tokens": 20, "longest": 12, "outputs": 16, "inputs": 64}
+    kept = tune(device, torch.float16, **sizes)
+    assert kept == tuning.choices()
+    assert {name.split()[0] for name in kept} | {"attention.queries", "attention.keys"} == {
+        *("attention.forward", "attention.queries", "attention.keys", "nf4.dequantize", "qlora.product")
+    }

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from strop.kernels.attention_scores import Scoring, Span
 from strop.kernels.triton import tuning
-from strop.kernels.triton.attention_tiles import backward_configs, forward_configs
-from strop.kernels.triton.launch import on, width_of
-from strop.kernels.triton.maths import tanh
+from strop.kernels.triton.attention_parts import key_rows, scores_of, visible
+from strop.kernels.triton.attention_tiles import CONFIGS
+from strop.kernels.triton.launch import generation, on, width_of
 from strop.kernels.triton.spans import key_tiles, query_tiles
 
 # The smallest side of a tile that is multiplied.
-_LEAST = 16
+LEAST = 16
 
 
 def attend(
@@ -41,9 +41,8 @@ def attend(
 ) -> None:
     """As `strop.kernels.attention.attend`; rows of all tensors may lie apart."""
     width = out_TQ.shape[1] // heads
-    padded = max(width_of(width), _LEAST)
-    configs = forward_configs(padded, qkv_TO.dtype)
-    config = tuning.chosen("attention.forward", configs, qkv_TO.device, padded, qkv_TO.dtype)
+    padded = max(width_of(width), LEAST)
+    config = _config("attention.forward", padded, qkv_TO)
     tiles = query_tiles(tuple(spans), config.sizes["M"], qkv_TO.device)
     with on(qkv_TO):
         forward[(tiles.count, heads)](
@@ -69,12 +68,11 @@ def attend_backward(
 ) -> None:
     """As `strop.kernels.attention.attend_backward`; rows of all tensors may lie apart."""
     width = out_TQ.shape[1] // heads
-    padded = max(width_of(width), _LEAST)
-    configs = backward_configs(padded, qkv_TO.dtype)
-    config = tuning.chosen("attention.backward", configs, qkv_TO.device, padded, qkv_TO.dtype)
+    padded = max(width_of(width), LEAST)
+    for_queries, for_keys = _config("attention.queries", padded, qkv_TO), _config("attention.keys", padded, qkv_TO)
     places, device = tuple(spans), qkv_TO.device
-    queries = query_tiles(places, config.sizes["M"], device)
-    keys = key_tiles(places, config.sizes["N"], device)
+    queries = query_tiles(places, for_queries.sizes["M"], device)
+    keys = key_tiles(places, for_keys.sizes["N"], device)
     along_HT = torch.empty(heads, len(qkv_TO), dtype=torch.float32, device=device)
     given: tuple[object, ...] = (
         *(qkv_TO, qkv_TO.stride(0), grad_TQ, grad_TQ.stride(0), row_sums_HT, row_sums_HT.stride(0)),
@@ -85,17 +83,22 @@ def attend_backward(
         outputs_along_gradients[(queries.count, heads)](
             *(out_TQ, out_TQ.stride(0), grad_TQ, grad_TQ.stride(0), along_HT, along_HT.stride(0)),
             *(queries.numbers, width),
-            M=config.sizes["M"],
+            M=for_queries.sizes["M"],
             E=padded,
-            num_warps=config.warps,
+            num_warps=for_queries.warps,
             enable_fp_fusion=False,
         )
         backward_q[(queries.count, heads)](
-            *given, queries.numbers, *rest, **_kinds_of(scoring), E=padded, **config.arguments()
+            *given, queries.numbers, *rest, **_kinds_of(scoring), E=padded, **for_queries.arguments()
         )
         backward_kv[(keys.count, kv_heads)](
-            *given, keys.numbers, keys.segments, *rest, **_kinds_of(scoring), E=padded, **config.arguments()
+            *given, keys.numbers, keys.segments, *rest, **_kinds_of(scoring), E=padded, **for_keys.arguments()
         )
+
+
+def _config(kernel: str, padded: int, qkv_TO: Tensor) -> tuning.Config:
+    configs = CONFIGS[kernel](padded, qkv_TO.dtype, generation(qkv_TO.device))
+    return tuning.chosen(kernel, configs, qkv_TO.device, padded, qkv_TO.dtype)
 
 
 def _scores_of(scoring: Scoring, width: int, unused: Tensor) -> tuple[Tensor, float, float, int]:
@@ -109,36 +112,6 @@ def _kinds_of(scoring: Scoring) -> dict[str, bool]:
         "CAPPED": scoring.softcap is not None,
         "WINDOWED": scoring.window > 0,
     }
-
-
-@triton.jit
-def scores_of(product, distance, slope, scale, cap, SLOPED: tl.constexpr, CAPPED: tl.constexpr):
-    """Scores as powers of two, and the slope that the cap gives them."""
-    bend = 1.0
-    if CAPPED:
-        capped = tanh(product * (scale / cap))
-        scores = capped * (cap * 1.4426950408889634)
-        bend = 1.0 - capped * capped
-    else:
-        scores = product * (scale * 1.4426950408889634)
-    if SLOPED:
-        scores -= (slope * 1.4426950408889634) * distance.to(tl.float32)
-    return scores, bend
-
-
-@triton.jit
-def visible(distance, window, WINDOWED: tl.constexpr):
-    """What is seen from a distance."""
-    seen = distance >= 0
-    if WINDOWED:
-        seen = seen & (distance < window)
-    return seen
-
-
-@triton.jit
-def key_rows(position_N, start, prefix_start, prefix):
-    """Rows of a document's keys by their positions: the prefix's, then its own."""
-    return tl.where(position_N < prefix, prefix_start + position_N, start - prefix + position_N).to(tl.int64)
 
 
 @triton.jit

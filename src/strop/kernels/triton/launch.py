@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -10,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
 
-__all__ = ["TritonError", "blocks", "on", "row_tile", "runs", "width_of"]
+__all__ = ["TritonError", "blocks", "generation", "on", "row_tile", "runs", "width_of"]
 
 # Numbers in the tile of a kernel that goes through rows.
 _TILE = 2048
@@ -20,6 +21,12 @@ _NUMBERS_A_WARP = 512
 def on(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches inside happen on the tensor's device."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@cache
+def generation(device: torch.device) -> int:
+    """The major compute capability of a device; 0 where kernels are interpreted."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def blocks(count: int, size: int) -> int:
