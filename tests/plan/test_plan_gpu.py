@@ -265,6 +265,20 @@ def test_a_gpu_waits_for_what_takes_longer_than_computing():
         assert copied - computing <= parts["waiting"] <= copied
 
 
+@pytest.mark.parametrize("slow", ["upload", "download"])
+def test_inputs_outside_wait_for_a_slow_link(slow: str):
+    """Either way: down while a layer computes, up again before its backward pass; of layers computed again alone."""
+    asked = job(spec=INTERNLM_7B, targets=parse_targets(QKV), rank=8, learned=maths(64), samples_per_step=32)
+    box = h200(INTERNLM_7B, launch=0.0, **{slow: 1e8})
+    plan = replace(GPU, checkpoints="host", recompute_layers=5, pack_tokens=8192)
+    workload = packed(asked, plan)
+    parts = step_parts(asked, plan, box, workload)
+    moved = workload.computed_tokens * 4096 * 2 / 1e8
+    computing = sum(parts.values()) - parts["waiting"]
+    assert 5 * moved - computing < parts["waiting"] < 5 * moved
+    assert step_parts(asked, replace(plan, checkpoints="device"), box, workload)["waiting"] == 0
+
+
 def test_launches_count_where_a_model_is_small():
     asked = job(learned=examples(20, 60))
     workload = packed(asked, GPU)

@@ -103,8 +103,6 @@ class Engine:
         return loss
 
     def _walk(self, batch: Batch, adapter: Adapter | None, step_key: int | None, *, keep: bool) -> Walk:
-        if self.workspace.host_inputs is not None:
-            self.workspace.host_inputs.begin()
         narrow = None if adapter is None else self._narrow.of(adapter)
         return Walk(self.decoder, self.workspace, batch, adapter, step_key, keep=keep, narrow=narrow)
 

@@ -34,10 +34,6 @@ class HostInputs:
         self._aside = Aside(device, 2)
         self._held: list[int | None] = [None, None]
 
-    def begin(self) -> None:
-        """A pass begins: what is on the device counts no more."""
-        self._held = [None, None]
-
     def place(self, layer: int) -> Tensor:
         """Where a layer's input is while it is on the device: [T, D]."""
         return self._places_TD[layer % 2]
