@@ -52,7 +52,7 @@ def facts(device: str) -> dict[str, Any]:
 
 
 def results_folder(root: Path, known: dict[str, Any]) -> Path:
-    """The folder of a card's results of a day: `gpu-2026-11-25-nvidia-h200`; a CPU's are no results, `cpu-2026-11-25`."""
+    """The folder of a card's results of a day: `gpu-2026-11-25-nvidia-h200`. A CPU's are none: `cpu-2026-11-25`."""
     if known["device"] == "cpu":
         return root / f"cpu-{known['date']}"
     card = re.sub(r"[^a-z0-9]+", "-", str(known["card"]).lower()).strip("-")
