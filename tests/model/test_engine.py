@@ -154,7 +154,7 @@ def test_a_large_group_is_done_in_blocks(folder, monkeypatch):
     adapter = adapter_of(decoder)
     batch = batch_of(*documents(9, 30, 3))
     theirs = engines(Engine(decoder, work_of(batch, adapter)), batch, adapter)
-    monkeypatch.setattr("strop.kernels.qlora_linear.BLOCK_WEIGHTS", 64 * 64)
+    monkeypatch.setattr("strop.kernels.frozen_group.BLOCK_WEIGHTS", 64 * 64)
     assert len(list(decoder.layers[0].groups[2].blocks(torch.float32))) > 2
     agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 3e-6)
 
