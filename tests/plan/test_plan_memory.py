@@ -8,7 +8,7 @@ import torch
 from planner_cases import INTERNLM_7B, PLAN, QKV, decoder, job, machine, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
-from strop.kernels import qlora_linear
+from strop.kernels import frozen_group
 from strop.model.batch import make_batch
 from strop.model.lora import make_adapter, parse_targets
 from strop.model.spec import ExpertsSpec, RopeSpec
@@ -101,7 +101,7 @@ def test_every_component_is_what_is_allocated(changes, plan):
 
 def test_large_groups_are_dequantised_in_blocks(monkeypatch: pytest.MonkeyPatch):
     """Blocks of 64 rows of 64 weights: gate and up have 160 rows each, o 64 of 96."""
-    for module in (qlora_linear, machine_module, memory):
+    for module in (frozen_group, machine_module, memory):
         monkeypatch.setattr(module, "BLOCK_WEIGHTS", 64 * 64)
     asked = job()
     workload = packed(asked, PLAN)
