@@ -198,21 +198,25 @@ def project_backward(
     for place in places:
         grad_TP, b_PR = grad_TO[:, place.outputs], place.pair[1]
         product(grad_TP, b_PR.to(low), grad_down_TS[:, place.ranks], alpha=scale)
-        pair = grads[place.index]
-        assert pair is not None, "an adapter's gradients have memory"
-        grad_a_RI, grad_b_PR = pair
-        _accumulate(grad_TP, down_TS[:, place.ranks], grad_b_PR)
-        _accumulate(grad_down_TS[:, place.ranks], _input(x_TI, drop, place.index, memory), grad_a_RI)
+        _accumulate(grad_TP, down_TS[:, place.ranks], _gradients(grads, place)[1])
+    if drop is None and low is not torch.float32:
+        # One product for the group: each would read x again. In float32 each adds to its gradient by itself.
+        grad_a_SI = grad_down_TS.T @ x_TI
+        for place in places:
+            _gradients(grads, place)[0].add_(grad_a_SI[place.ranks])
+    else:
+        for place in places:
+            dropped_TI = _input(x_TI, drop, place.index, memory)
+            _accumulate(grad_down_TS[:, place.ranks], dropped_TI, _gradients(grads, place)[0])
     if into_TI is None:
         return
     for number, (rows, weight_BI) in enumerate(frozen.blocks(low)):
         product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0)
-    for place in places:
-        grad_down_TR, a_RI = grad_down_TS[:, place.ranks], place.pair[0].to(low)
-        if drop is None:
-            product(grad_down_TR, a_RI, into_TI, add=True)
-        else:
-            dropped_TI = product(grad_down_TR, a_RI, _room(memory, into_TI))
+    if drop is None and places:
+        product(grad_down_TS, _stacked([place.pair[0].to(low) for place in places]), into_TI, add=True)
+    elif drop is not None:
+        for place in places:
+            dropped_TI = product(grad_down_TS[:, place.ranks], place.pair[0].to(low), _room(memory, into_TI))
             add_dropped(dropped_TI, drop.key_T, drop.salts[place.index], drop.probability, into_TI)
 
 
@@ -224,6 +228,12 @@ class _Place:
     ranks: slice
     outputs: slice
     pair: Pair
+
+
+def _gradients(grads: Sequence[Pair | None], place: _Place) -> Pair:
+    pair = grads[place.index]
+    assert pair is not None, "an adapter's gradients have memory"
+    return pair
 
 
 def _places(adapters: Sequence[Pair | None], outputs: Sequence[int]) -> Iterator[_Place]:

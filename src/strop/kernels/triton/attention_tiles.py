@@ -22,12 +22,11 @@ def forward_configs(width: int, dtype: torch.dtype, generation: int) -> tuple[Co
     if dtype is torch.float32:
         return (_config(16, 16, 4, 1),) if width > 128 else (_config(32, 32, 4, 1),)
     if width > 128:
-        small, large = (_config(64, 32, 4, 1),), (_config(64, 64, 8, 2), _config(128, 32, 8, 2))
+        small, *large = _config(64, 32, 4, 1), _config(64, 64, 8, 2), _config(128, 32, 8, 2)
     elif width > 64:
-        small, large = (_config(64, 64, 4, 2),), (_config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(64, 64, 4, 3))
+        small, *large = _config(64, 64, 4, 2), _config(128, 64, 8, 3), _config(128, 64, 8, 2), _config(64, 64, 4, 3)
     else:
-        small = (_config(64, 64, 4, 2),)
-        large = (_config(128, 64, 8, 3), _config(128, 64, 4, 3), _config(128, 128, 8, 2))
+        small, *large = _config(64, 64, 4, 2), _config(128, 64, 8, 3), _config(128, 64, 4, 3), _config(128, 128, 8, 2)
     return _ordered(small, large, generation)
 
 
@@ -36,11 +35,11 @@ def query_configs(width: int, dtype: torch.dtype, generation: int) -> tuple[Conf
     if dtype is torch.float32:
         return (_config(16, 16, 4, 1),) if width > 64 else (_config(32, 32, 4, 1),)
     if width > 128:
-        small, large = (_config(32, 32, 4, 1),), (_config(64, 32, 8, 2), _config(64, 64, 8, 1))
+        small, *large = _config(32, 32, 4, 1), _config(64, 32, 8, 2), _config(64, 64, 8, 1)
     elif width > 64:
-        small, large = (_config(64, 32, 4, 1),), (_config(128, 32, 8, 2), _config(64, 64, 4, 2), _config(128, 64, 8, 2))
+        small, *large = _config(64, 32, 4, 1), _config(128, 32, 8, 2), _config(64, 64, 4, 2), _config(128, 64, 8, 2)
     else:
-        small, large = (_config(64, 64, 4, 1),), (_config(128, 64, 8, 2), _config(64, 64, 4, 3))
+        small, *large = _config(64, 64, 4, 1), _config(128, 64, 8, 2), _config(64, 64, 4, 3)
     return _ordered(small, large, generation)
 
 
@@ -49,11 +48,12 @@ def key_configs(width: int, dtype: torch.dtype, generation: int) -> tuple[Config
     if dtype is torch.float32:
         return (_config(16, 16, 4, 1),) if width > 64 else (_config(32, 32, 4, 1),)
     if width > 128:
-        small, large = (_config(32, 32, 4, 1),), (_config(32, 64, 8, 2), _config(32, 64, 8, 1))
-    elif width > 64:
-        small, large = (_config(32, 64, 4, 1),), (_config(32, 128, 8, 2), _config(64, 64, 8, 2), _config(64, 128, 8, 2))
+        # Larger tiles spill registers on Hopper too.
+        return (_config(32, 32, 4, 1), _config(32, 64, 8, 1), _config(32, 64, 8, 2))
+    if width > 64:
+        small, *large = _config(32, 64, 4, 1), _config(32, 128, 8, 2), _config(64, 64, 8, 2), _config(64, 128, 8, 2)
     else:
-        small, large = (_config(64, 64, 4, 1),), (_config(64, 128, 8, 2), _config(32, 128, 4, 2), _config(64, 64, 4, 2))
+        small, *large = _config(64, 64, 4, 1), _config(64, 128, 8, 2), _config(32, 128, 4, 2), _config(64, 64, 4, 2)
     return _ordered(small, large, generation)
 
 
@@ -65,8 +65,8 @@ CONFIGS: dict[str, Callable[[int, torch.dtype, int], tuple[Config, ...]]] = {
 }
 
 
-def _ordered(small: tuple[Config, ...], large: tuple[Config, ...], generation: int) -> tuple[Config, ...]:
-    return (*large, *small) if generation >= HOPPER else (*small, *large)
+def _ordered(small: Config, large: list[Config], generation: int) -> tuple[Config, ...]:
+    return (*large, small) if generation >= HOPPER else (small, *large)
 
 
 def _config(queries: int, keys: int, warps: int, stages: int) -> Config:
