@@ -368,6 +368,9 @@ def test_the_adapter_is_rounded_once_a_pass(folder):
     first = engines(engine, batch, adapter)
     copies = engine._narrow._copies
     assert {copy.dtype for copy in copies} == {torch.bfloat16}
+    # A's of a group lie below one another: they are multiplied as one, without a copy.
+    q_RI, k_RI = (engine._narrow.of(adapter)[f"model.layers.0.self_attn.{name}"][0] for name in ("q_proj", "k_proj"))
+    assert k_RI.data_ptr() == q_RI.data_ptr() + q_RI.nbytes
     assert {matrix.dtype for pair in adapter.matrices.values() for matrix in pair} == {torch.float32}
     assert {grad.dtype for grad in first[1]} == {torch.float32}
     with torch.no_grad():

@@ -350,6 +350,22 @@ def test_a_plan_for_a_gpu_is_shown(tmp_path: Path):
     assert "in the machine&#39;s memory" in (tmp_path / "plan.html").read_text(encoding="utf-8")
 
 
+def test_flash_attention_adds_up_gradients_in_one_order():
+    """By hand, from its source: 148 multiprocessors, 32 heads of 128, 4,096 tokens; 8 key-value heads need more."""
+    work = GPU.work(tokens=4096, learned=10, targets=("q_proj",), rank=8, dropout=0.0)
+
+    def bytes_of(longest: int, documents: int, kv_heads: int = 32) -> int:
+        return gpu_memory.kernel_bytes(replace(INTERNLM_7B, kv_heads=kv_heads), GPU, work, longest, documents)
+
+    def dq(splits: int, documents: int) -> int:
+        return splits * (4096 + 128 * documents) * 4096 * 4
+
+    rest = 4096 * 4 * 4096 * 2 + 2 * 4 * 4096 * 32
+    assert bytes_of(4096, 1) == dq(5, 1) + rest
+    assert bytes_of(512, 16) == dq(1, 16) + rest
+    assert bytes_of(512, 16, 8) - bytes_of(512, 16) == 2 * 4096 * 4096 * 2 - 2 * 4096 * 24 * 128 * 2
+
+
 def test_triton_makes_kernels_work_in_place(monkeypatch: pytest.MonkeyPatch):
     asked = job(spec=INTERNLM_7B, targets=parse_targets(QKV), dropout=0.1)
     workload = packed(asked, GPU)
@@ -357,6 +373,6 @@ def test_triton_makes_kernels_work_in_place(monkeypatch: pytest.MonkeyPatch):
     sizes, longest = {}, work.tokens
     for name in ("triton", "varlen", "sdpa"):
         sizes[name] = gpu_memory.kernel_bytes(INTERNLM_7B, replace(GPU, attention=name), work, longest)
-    assert sizes["triton"] < sizes["varlen"] < sizes["sdpa"]
+    assert sizes["triton"] < min(sizes["varlen"], sizes["sdpa"])
     monkeypatch.setattr(gpu_memory, "has_triton", lambda: False)
     assert gpu_memory.kernel_bytes(INTERNLM_7B, GPU, work, 60) >= 3 * 8 * work.tokens * 11008

@@ -172,6 +172,21 @@ def test_the_same_plan_gives_the_same_bits(levers: dict[str, object], tiny: Tiny
     assert (first.adapter / "adapter_config.json").read_bytes() == (second.adapter / "adapter_config.json").read_bytes()
 
 
+def test_bfloat16_moves_losses_by_its_rounding_and_places_move_nothing(baseline: RunFolder, tiny: Tiny, tmp_path: Path):
+    """As a GPU computes, here on a CPU: adapters in float32, activations in 16 bits, everything outside or not."""
+    outside = {"base": "host", "checkpoints": "host", "recompute_layers": 2, "embedding": "host", "dense_layers": 0}
+    runs = [
+        tiny.train(tmp_path / str(number), plan={**BASELINE, "dtype": "bfloat16", **levers})
+        for number, levers in enumerate(({}, outside))
+    ]
+    assert course(runs[0]) == course(runs[1])
+    ours, exact = values(runs[0], "step", "loss"), values(baseline, "step", "loss")
+    assert ours == pytest.approx(exact, rel=0.02)
+    assert ours != exact
+    kinds = {tensor.dtype for tensor in load_file(runs[0].adapter / "adapter_model.safetensors").values()}
+    assert kinds == {torch.float32}
+
+
 def test_sharing_prefixes_changes_no_result(tiny: Tiny, tmp_path: Path):
     """The system prompt is what all samples begin with; without dropout it is computed once a pack."""
     plain = {"adapter.dropout": 0.0}

@@ -5,6 +5,8 @@ The matrices themselves, their gradients and the optimiser's moments are float32
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,16 @@ class NarrowCopies:
             return adapter.matrices
         if [copy.shape for copy in self._copies] != [matrix.shape for matrix in matrices]:
             with torch.inference_mode(False):
-                self._copies = [torch.empty_like(matrix, dtype=self._dtype) for matrix in matrices]
+                self._copies = _room(matrices, self._dtype)
         torch._foreach_copy_(self._copies, matrices)
         pairs = iter(self._copies)
         return {path: (next(pairs), next(pairs)) for path in adapter.matrices}
+
+
+def _room(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Memory for A, B, A, B, …: all A below one another, so that those of a group are multiplied as one; then all B."""
+    order = [*range(0, len(matrices), 2), *range(1, len(matrices), 2)]
+    sizes = [matrices[index].numel() for index in order]
+    flat = torch.empty(sum(sizes), dtype=dtype, device=matrices[0].device)
+    rooms = dict(zip(order, flat.split(sizes), strict=True))
+    return [rooms[index].view(matrix.shape) for index, matrix in enumerate(matrices)]

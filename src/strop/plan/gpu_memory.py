@@ -26,10 +26,21 @@ ALLOCATOR_BYTES = 24 << 20
 """What torch's allocator holds beyond what it gave out: the unused ends of the last pages of its two pools, which are
 of 2 and 20 MiB (`c10/cuda/CUDACachingAllocator.cpp`)."""
 
+# Of the largest cards: 132 on Hopper, 148 on Blackwell.
+_MULTIPROCESSORS = 148
 
-def kernel_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int) -> int:
-    """What the operations of a step work in, beside the engine's memory."""
-    parts = [_attention_bytes(spec, plan, work, longest)]
+
+def kernel_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int, documents: int = 1) -> int:
+    """What the operations of a step work in, beside the engine's memory.
+
+    Args:
+        spec: the decoder.
+        plan: says what computes attention.
+        work: the largest pack.
+        longest: tokens of the longest document.
+        documents: of the pack that has most of them.
+    """
+    parts = [_attention_bytes(spec, plan, work, longest, documents)]
     if not has_triton():
         parts += _plain_bytes(spec, work)
     return max(parts)
@@ -41,7 +52,7 @@ def has_triton() -> bool:
     return torch.cuda.is_available() and not found.reason(torch.device("cuda"))
 
 
-def _attention_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int) -> int:
+def _attention_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int, documents: int) -> int:
     """What attention makes before it is copied to its place: results, gradients, the logarithms of rows' sums."""
     tokens, item = work.tokens, work.dtype.itemsize
     queries = spec.heads * spec.head_size
@@ -54,8 +65,25 @@ def _attention_bytes(spec: DecoderSpec, plan: Plan, work: Work, longest: int) ->
     if plan.attention == "sdpa":
         # A document at a time: what it sees copied, its result, the gradients of all.
         return longest * (3 * wide + 2 * queries) * item + sums
-    # FlashAttention's backward pass adds up dq in float32.
-    return tokens * ((wide + queries) * item + 4 * queries) + sums
+    # Gradients of keys and values are made for every query head before they are added up.
+    expanded = 2 * tokens * queries * item if spec.kv_heads < spec.heads else 0
+    few = max(1, -(-tokens // longest))
+    return (
+        tokens * (wide + queries) * item
+        + expanded
+        + max(_dq_bytes(spec, tokens, few), _dq_bytes(spec, tokens, documents))
+        + sums
+    )
+
+
+def _dq_bytes(spec: DecoderSpec, tokens: int, documents: int) -> int:
+    """Where FlashAttention adds up the gradient of queries in one order (`mha_varlen_bwd` of its flash_api.cpp).
+
+    float32, so many times that every multiprocessor has work, with 128 rows more for each document.
+    """
+    splits = -(-_MULTIPROCESSORS // (documents * spec.heads))
+    width = -(-spec.head_size // 32) * 32
+    return 4 * splits * (tokens + 128 * documents) * spec.heads * width
 
 
 def _plain_bytes(spec: DecoderSpec, work: Work) -> list[int]:

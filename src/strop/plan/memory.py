@@ -101,7 +101,9 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
         whole = min(plan.recompute_layers, spec.layers)
         bytes_of["saved activations"] += whole * work.tokens * spec.hidden * item
     if plan.on_gpu:
-        bytes_of["attention and product buffers"] += kernel_bytes(spec, plan, work, workload.longest_sample)
+        bytes_of["attention and product buffers"] += kernel_bytes(
+            spec, plan, work, workload.longest_sample, workload.most_documents
+        )
         bytes_of["allocator"] = ALLOCATOR_BYTES
     if plan.device == "cpu" and plan.matmul == "torch":
         bytes_of["attention and product buffers"] += _TORCH_PRODUCT_BYTES

@@ -44,16 +44,14 @@ class Plan:
         recompute_elementwise: layers above those whose norms and gated products are made a second time.
         dense_layers: layers that keep a dequantised copy of their weights.
         head: "dense" keeps the head in the compute dtype; "stored" as the model's file has it, widened in blocks.
-        embedding: "memory", "file" where its rows are read when they are needed, or "host" where a GPU's lie in the
-            machine's memory (a tied one is the head).
+        embedding: "memory", "file" to read rows when needed, "host" for a GPU's on the host (a tied one is the head).
         loss_chunk: learned tokens whose logits exist at one time.
         prefixes: "shared" computes what the samples of a pack begin with once, where no dropout tells them apart.
         matmul: the library of a CPU's float32 products: "openblas" or "torch".
         threads: threads of a CPU.
         attention: what computes attention on a GPU; a CPU has its own, "native".
-        checkpoints: where layers that are computed a second time keep their input: "device", or "host", the machine's
-            memory, for a GPU.
-        base: where the base in NF4 lies: "device", or "host", whence it comes to a GPU layer by layer.
+        checkpoints: "device", or "host" where layers that are computed a second time keep their input, for a GPU.
+        base: "device", or "host" to keep it in the machine's memory, whence it comes to a GPU layer by layer.
     """
 
     device: str
