@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from strop.model.starter import starter_folder
 from strop.run.folder import RunFolder
 from tiny_run import Tiny, memory_folder, rows, write_model, write_rows
+
+
+def pytest_configure() -> None:
+    """Without a GPU Triton's kernels are interpreted. Triton asks when it is imported, whoever does that first."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -156,6 +156,61 @@ def machine(model: DecoderSpec, *, flops: float = 1e9, rates: Rates | None = Non
     return Machine(**{**values, **changes})
 
 
+def h200(model: DecoderSpec, **changes: Any) -> Machine:
+    """A GPU that nobody timed, from published figures: 790 TFLOP/s in bfloat16, 4.8 TB/s, 141 GB, 55 GB/s to the host.
+
+    Element-wise work takes the bytes that it reads and writes in bfloat16 at nine tenths of the bandwidth; attention
+    multiplies at half the rate of products, backward two and a half times as much; short products run at 70 %.
+    """
+    byte, flop = 1 / (0.9 * 4.8e12), 1 / 790e12
+    pair = 4 * model.heads * model.head_size * 2 * flop
+    position = (2 * model.heads + 2 * model.kv_heads) * model.head_size * 2 * byte
+    shapes = {
+        timing._shape(rows, inputs, outputs, forward=forward): rate
+        for inputs, outputs in timing._weights(model)
+        for rows, rate in ((1024, 0.7 * 790e12), (8192, 790e12))
+        for forward in (True, False)
+    }
+    rates = Rates(
+        dequantise=2.53 * byte,
+        quantise=30 * byte,
+        widen=6 * byte,
+        norm=4 * byte,
+        norm_backward=8 * byte,
+        gate=6 * byte,
+        gate_backward=10 * byte,
+        rotate=4 * byte,
+        dropout=4 * byte,
+        softmax=16 * byte,
+        attend=position,
+        attend_pair=pair,
+        attend_backward=2 * position,
+        attend_backward_pair=2.5 * pair,
+        adapter=4 * byte / 8,
+        adapter_backward=5 * byte / 8,
+        optimise=36 * byte,
+        answer=2 * byte,
+    )
+    values: dict[str, Any] = {
+        "device": "cuda:0",
+        "name": "NVIDIA H200, as published",
+        "cores": 16,
+        "total_bytes": 141_000_000_000,
+        "free_bytes": 140_000_000_000,
+        "process_bytes": 480 << 20,
+        "library_bytes": 64 << 20,
+        "bandwidth": 0.9 * 4.8e12,
+        "matmul": {"torch": {"bfloat16": shapes}},
+        "rates": rates,
+        "upload": 55e9,
+        "download": 55e9,
+        "launch": 8e-6,
+        "host_free_bytes": 100_000_000_000,
+        "attention": "varlen",
+    }
+    return Machine(**{**values, **changes})
+
+
 def even_rates() -> Rates:
     """Rates like those of a laptop, so that every lever costs something."""
     small = replace(NOTHING, **{item.name: 2e-10 for item in fields(Rates)})

@@ -35,6 +35,7 @@ class Run:
         begun: sums over the micro-batches of the step in which it was stopped; empty if there is none.
         end: "done", "stopped" at the time limit, or "failed".
         log: what it printed.
+        refused: why it does not do the job; empty where it does.
     """
 
     ready: dict[str, Any]
@@ -42,6 +43,7 @@ class Run:
     begun: dict[str, Any]
     end: str
     log: str
+    refused: str = ""
 
     def figures(self) -> dict[str, Any]:
         """Medians over the steps after the first; over what there is, where it was stopped before."""
@@ -51,6 +53,8 @@ class Run:
         figures = {f"{kind}_per_s": _median(line[kind] / line["seconds"] for line in counted) for kind in _KINDS}
         figures["computed_per_read"] = sum(line["computed"] for line in counted) / sum(line["read"] for line in counted)
         figures["peak_mib"] = counted[-1]["peak_bytes"] / 2**20
+        if "card_bytes" in counted[-1]:
+            figures["card_mib"] = counted[-1]["card_bytes"] / 2**20
         if self.steps:
             figures["seconds"] = _median(line["seconds"] for line in counted)
             figures["cpu_seconds"] = _median(line["cpu_seconds"] for line in counted)
@@ -71,6 +75,7 @@ def read_course(course: Path, end: str, log: str) -> Run:
     ready: dict[str, Any] = {}
     begun: dict[str, Any] = {}
     steps: list[dict[str, Any]] = []
+    refused = ""
     for text in course.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
@@ -86,7 +91,9 @@ def read_course(course: Path, end: str, log: str) -> Run:
                 begun = {}
             case "loss" if steps:
                 steps[-1]["loss"] = line["loss"]
-    return Run(ready, steps, begun, end, log)
+            case "refused":
+                refused = line["reason"]
+    return Run(ready, steps, begun, end, log, refused)
 
 
 def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: Mapping[str, float]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ of a side that is stopped at a time limit. Nothing here imports torch or Strop: 
 
 Three counts of tokens: *computed* are the positions that went through the model, padding included; *read* are tokens of
 samples; *learned* are those with a loss.
+
+On a GPU `peak_bytes` is what torch's allocator took from the card at most, and `card_bytes` stands beside it: all that
+was in use on the card after a micro-batch at most, the context and the libraries included.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +41,13 @@ class Job:
         steps: samples of every step; of each its tokens, and which of them are learned.
         rates: learning rate of every step.
         first_adapter: folder with the adapter that every side starts from, in PEFT's format.
-        rank, alpha, targets: of the adapter; dropout is 0.
+        rank, alpha, targets: of the adapter.
         clip: largest norm of all gradients together.
         seed: the recipe's.
+        dropout: of the adapter's inputs.
+        device: where it is computed: "cpu" or "cuda".
+        micro_batch: samples that the tutorial's script puts into a micro-batch.
+        made: how the samples were made (`card.made_samples`), where they are made again instead of read.
     """
 
     model: str
@@ -52,16 +59,29 @@ class Job:
     targets: list[str]
     clip: float = 1.0
     seed: int = 0
+    dropout: float = 0.0
+    device: str = "cpu"
+    micro_batch: int = 4
+    made: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Writes the job to a file."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        values = asdict(self)
+        if self.made:
+            values["steps"] = []
+        path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def read_job(path: Path) -> Job:
     """The job that a file holds."""
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["steps"] = [[(tokens, learned) for tokens, learned in step] for step in values["steps"]]
+    if values.get("made"):
+        sys.path.insert(1, str(Path(__file__).parents[1]))
+        from card.made_samples import made_steps
+
+        values["steps"] = made_steps(**values["made"])
+    else:
+        values["steps"] = [[(tokens, learned) for tokens, learned in step] for step in values["steps"]]
     return Job(**values)
 
 
@@ -73,8 +93,9 @@ def learned_tokens(sample: Sample) -> int:
 class Course:
     """Writes what a side does, as it does it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self._path, self._on_card = path, device.startswith("cuda")
+        self._card_bytes = 0
         self._begun = time.perf_counter()
         self._cpu_begun = time.process_time()
         self._counts = [0, 0, 0]
@@ -83,12 +104,14 @@ class Course:
         """The model is loaded; what follows is measured."""
         import torch
 
-        threads, versions = torch.get_num_threads(), {name: version(name) for name in packages}
+        threads, versions = torch.get_num_threads(), {name: _version(name) for name in packages}
+        self._wait()
         seconds = time.perf_counter() - self._begun
         self._write(kind="ready", load_seconds=seconds, threads=threads, versions=versions, settings=settings)
 
     def begin_step(self) -> None:
         """A step begins."""
+        self._wait()
         self._counts = [0, 0, 0]
         self._begun, self._cpu_begun = time.perf_counter(), time.process_time()
 
@@ -102,8 +125,13 @@ class Course:
 
     def end_step(self, loss: float | None) -> None:
         """The optimiser has moved. A loss that is not known yet is written by `late_loss`."""
-        cpu = time.process_time() - self._cpu_begun
-        self._write(kind="step", **self._sums(), cpu_seconds=cpu, loss=loss)
+        self._wait()
+        sums = self._sums()
+        self._write(kind="step", **sums, cpu_seconds=time.process_time() - self._cpu_begun, loss=loss)
+
+    def refused(self, reason: str) -> None:
+        """The side cannot do the job, and says why."""
+        self._write(kind="refused", reason=reason)
 
     def late_loss(self, loss: float) -> None:
         """The loss of the step that ended last, where a trainer tells it afterwards."""
@@ -111,13 +139,23 @@ class Course:
 
     def _sums(self) -> dict[str, float]:
         computed, read, learned = self._counts
-        return {
-            "seconds": time.perf_counter() - self._begun,
-            "computed": computed,
-            "read": read,
-            "learned": learned,
-            "peak_bytes": peak_bytes(),
-        }
+        seconds = time.perf_counter() - self._begun
+        counts = {"seconds": seconds, "computed": computed, "read": read, "learned": learned}
+        if not self._on_card:
+            return {**counts, "peak_bytes": peak_bytes()}
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        # The allocator keeps what it took, so that what is in use after a micro-batch is what was in use at most.
+        self._card_bytes = max(self._card_bytes, total - free)
+        return {**counts, "peak_bytes": torch.cuda.max_memory_reserved(), "card_bytes": self._card_bytes}
+
+    def _wait(self) -> None:
+        """Until the card has done what it was given: the clock is the host's."""
+        if self._on_card:
+            import torch
+
+            torch.cuda.synchronize()
 
     def _write(self, **line: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -137,12 +175,19 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"  # run from its source
+
+
 def arguments(variants: list[str] | None = None) -> tuple[Job, Course, str]:
-    """Job, course and variant that a side's command line names."""
+    """Job, course and variant that a side's command line names; one of ``variants`` where they are given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", type=Path)
     parser.add_argument("course", type=Path)
-    if variants:
-        parser.add_argument("variant", choices=variants)
+    parser.add_argument("variant", nargs="?", default="", choices=variants)
     given = parser.parse_args()
-    return read_job(given.job), Course(given.course), getattr(given, "variant", "")
+    job = read_job(given.job)
+    return job, Course(given.course, job.device), given.variant

@@ -16,20 +16,28 @@ from typing import Any
 import torch
 from job import Course, Job, Sample, learned_tokens
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 PACKAGES = ["torch", "transformers", "peft", "bitsandbytes"]
 
 
-def load_base(folder: str, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' model of a folder with bitsandbytes' NF4 layers, double quantisation."""
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization, dtype=dtype, device_map="cpu")
+def load_base(folder: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """transformers' model of a folder with bitsandbytes' NF4 layers, double quantisation.
+
+    A folder that is quantised already says so itself, and is told only what to compute in.
+    """
+    config, quantization = AutoConfig.from_pretrained(folder), None
+    if getattr(config, "quantization_config", None) is None:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    else:
+        config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+    given = {"quantization_config": quantization} if quantization else {}
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, device_map=device, **given)
 
 
 def lora_config(job: Job) -> Any:
@@ -37,7 +45,7 @@ def lora_config(job: Job) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=job.rank, lora_alpha=job.alpha, lora_dropout=0.0, target_modules=job.targets, task_type="CAUSAL_LM"
+        r=job.rank, lora_alpha=job.alpha, lora_dropout=job.dropout, target_modules=job.targets, task_type="CAUSAL_LM"
     )
 
 
@@ -143,6 +151,6 @@ class Clock(TrainerCallback):
             self._course.late_loss(float(logs["loss"]))
 
     def _count(self, _module: nn.Module, _arguments: Any, inputs: dict[str, Any]) -> None:
-        ids, labels, mask = inputs["input_ids"], inputs["labels"], inputs.get("attention_mask")
+        ids, labels, mask = inputs["input_ids"], inputs.get("labels"), inputs.get("attention_mask")
         read = ids.numel() if mask is None else int(mask.sum())
-        self._course.count(ids.numel(), read, int((labels[:, 1:] != -100).sum()))
+        self._course.count(ids.numel(), read, 0 if labels is None else int((labels[:, 1:] != -100).sum()))

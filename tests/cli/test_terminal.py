@@ -3,12 +3,14 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from plans import PLAN, curve, forecast
+from strop.cli import doctor as doctor_module
 from strop.cli.chat import converse
 from strop.cli.console import print_json, printable
 from strop.cli.doctor import examine, readable
@@ -356,7 +358,8 @@ def test_doctor_looks_at_this_machine(
     assert findings["machine"]["memory_bytes"] > 0
     assert findings["machine"]["usable_cores"] >= 1
     assert findings["device"]["kind"] in ("cpu", "cuda", "mps")
-    assert set(findings["kernels"]) == {"operations", "matrix_products"}
+    on_gpu = {"gpu_operations", "gpu_attention"} if findings["device"]["kind"] == "cuda" else set()
+    assert set(findings["kernels"]) == {"operations", "matrix_products"} | on_gpu
     assert all(findings["kernels"].values())
     assert findings["cache"] == findings["cache"] | {"folder": str(tmp_path / "cache"), "writable": True}
     assert list((tmp_path / "cache").iterdir()) == []
@@ -374,6 +377,52 @@ def test_doctor_says_what_is_missing(
     captured = capsys.readouterr()
     assert "missing: the cache" in captured.err
     assert "Everything" not in captured.out
+
+
+def test_doctor_looks_at_a_card(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The card, its memory, what its kernels are, and what is missing there."""
+    import torch
+
+    from strop.kernels.triton import found
+
+    card = SimpleNamespace(name="A card", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (60 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(found, "reason", lambda device: "Triton is not installed")
+    findings = examine()
+    assert findings["device"]["kind"] == "cuda"
+    assert findings["device"]["memory_bytes"] == 80 << 30
+    assert findings["kernels"]["gpu_operations"] == "torch (no Triton kernels: Triton is not installed)"
+    assert findings["kernels"]["gpu_attention"].endswith("sdpa, plain")
+    assert main(["doctor"]) == 0
+    assert "gpu attention" in capsys.readouterr().out
+
+
+def test_doctor_says_why_a_card_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor_module, "_has_nvidia_driver", lambda: True)
+    for cuda, words in ((None, "was built for CPUs"), ("13.0", "(CUDA 13.0) finds no device")):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert words in examine()["device"]["unused"]
+
+
+def test_memory_of_a_gpu_is_called_so():
+    gpu_plan = {**PLAN.as_dict(), "device": "cuda:0", "dtype": "bfloat16", "attention": "varlen", "base": "host"}
+    forecasts = {"plan": gpu_plan, "forecast": forecast().as_dict(), "budget_bytes": 5 << 30, "reason": "r"}
+    tried = {"kind": "dry_run", "step": 0, "tokens": 8192, "seconds": 1.0, "memory_bytes": 3_000_000_000}
+    lines = plain([{**START, **forecasts}, tried, step(1), END], 1.0)
+    said = "\n".join(lines)
+    assert "of a GPU's memory (budget 5.37 GB)" in said
+    assert "cuda:0, bfloat16, attention by varlen" in said
+    assert "base in the machine's memory" in said
+    assert "3.0 GB in use on the GPU" in said
+    assert "1.4 GB on the GPU" in said
 
 
 def test_doctor_in_words():

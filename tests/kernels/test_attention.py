@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from attention_cases import SCORINGS, documents, families, reference
 from strop.kernels import attention_scores, blas, library, select
-from strop.kernels.attention import PLAIN, Scoring, Span, attend, attend_backward, attention
+from strop.kernels.attention import PLAIN, Scoring, attend, attend_backward, attention
 from strop.kernels.attention_scores import alibi_slopes
 
 needs_native = pytest.mark.skipif(library.native() is None, reason="the native library is not here")
@@ -23,24 +24,6 @@ def restored():
     library.native().strop_use(isa.encode())
 
 
-def documents(lengths) -> list[Span]:
-    starts = [0, *itertools.accumulate(lengths)]
-    return [Span(start, end, start, start) for start, end in itertools.pairwise(starts)]
-
-
-def families(*members: list[int]) -> list[Span]:
-    """Each list: the length of a prefix, then of those that continue it."""
-    spans, row = [], 0
-    for prefix, *lengths in members:
-        root = row
-        spans.append(Span(root, root + prefix, root, root))
-        row += prefix
-        for length in lengths:
-            spans.append(Span(row, row + length, root, root + prefix))
-            row += length
-    return spans
-
-
 def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0, scoring=PLAIN):
     """Runs the pair on random numbers in views of wider memory: (qkv, grad, out, row sums, grad_qkv)."""
     rows, generator = spans[-1].end, torch.Generator().manual_seed(7)
@@ -53,22 +36,6 @@ def both(spans, heads, kv_heads, width, *, spare=0, scale=1.0, scoring=PLAIN):
     attend(qkv, spans, heads, kv_heads, out, row_sums, scoring)
     attend_backward(qkv, out, grad, row_sums, spans, heads, kv_heads, grad_qkv, scoring)
     return qkv, grad, out, row_sums, grad_qkv
-
-
-def reference(qkv, grad, spans, heads, kv_heads, width, scoring=PLAIN):
-    """Every prefix repeated before each document that continues it; autograd adds up its gradients."""
-    leaf = qkv.double().requires_grad_()
-    rows, own, starts = [], [], [0]
-    for span in spans:
-        prefix = list(range(span.prefix_start, span.prefix_end))
-        own += range(len(rows) + len(prefix), len(rows) + len(prefix) + span.end - span.start)
-        rows += [*prefix, *range(span.start, span.end)]
-        starts.append(len(rows))
-    parts = leaf[rows].split([heads * width, kv_heads * width, kv_heads * width], dim=1)
-    q, k, v = (part.unflatten(1, (-1, width)) for part in parts)
-    y = attention(q, k, v, starts, scoring)[own].flatten(1)
-    y.backward(grad.double())
-    return y.detach(), leaf.grad
 
 
 def check(spans, heads, kv_heads, width, **settings):
@@ -176,16 +143,6 @@ def test_other_types_are_computed_by_torch():
     expected, expected_grad = reference(qkv, grad, spans, 2, 1, 16)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(grad_qkv, expected_grad)
-
-
-SCORINGS = {
-    "scale": Scoring(scale=0.3),
-    "cap": Scoring(softcap=2.0),
-    "window": Scoring(window=5),
-    "window longer than any": Scoring(window=10_000),
-    "alibi": Scoring(slopes_H=alibi_slopes(6)),
-    "all": Scoring(scale=0.3, softcap=2.0, window=70, slopes_H=alibi_slopes(6)),
-}
 
 
 @each_library

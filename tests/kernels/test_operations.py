@@ -10,7 +10,14 @@ from strop.kernels import nf4
 from strop.kernels.attention import attend_cached, attention
 from strop.kernels.cross_entropy import linear_cross_entropy
 from strop.kernels.dropout import dropout, keep_mask, token_keys
-from strop.kernels.qlora_linear import Dropout, FrozenGroup, WeightBuffer, qlora_linear
+from strop.kernels.qlora_linear import (
+    AdapterMemory,
+    Dropout,
+    FrozenGroup,
+    WeightBuffer,
+    project_backward,
+    qlora_linear,
+)
 from strop.kernels.rms_norm import rms_norm
 from strop.kernels.rope import rope
 from strop.kernels.swiglu import swiglu
@@ -205,3 +212,25 @@ def test_dropout_keeps_the_right_share_and_looks_independent(probability):
     for other in (other_salt, other_step, mask.roll(1, 0), mask.roll(1, 1)):
         correlation = torch.corrcoef(torch.stack([mask.flatten(), other.flatten()]))[0, 1]
         assert abs(correlation) < 5 / mask.numel() ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_the_engines_gradients_of_a_group(dtype, probability):
+    """A group whose second projection has no adapter; in 16 bits its adapters' inputs are multiplied together."""
+    outputs, inputs, rank, scale, close = (64, 16, 48), 32, 4, 2.0, 1e-5 if dtype is torch.float32 else 2e-2
+    frozen = group(outputs, inputs, bias=True)
+    x, grad = torch.randn(10, inputs).to(dtype), torch.randn(10, sum(outputs)).to(dtype)
+    pairs = [None if i == 1 else (torch.randn(rank, inputs), torch.randn(n, rank)) for i, n in enumerate(outputs)]
+    keys = token_keys(5, torch.arange(10) // 4, torch.arange(10) % 4)
+    drop = Dropout(probability, keys, (100, 101, 102)) if probability else None
+    leaves = [x.float().requires_grad_(), *(part.requires_grad_() for pair in pairs if pair for part in pair)]
+    qlora_linear(leaves[0], frozen, pairs, scale, drop).backward(grad.float())
+    memory = AdapterMemory(*(torch.empty(10 * size, dtype=dtype) for size in (2 * rank, 2 * rank, inputs)))
+    grads = [pair and tuple(torch.ones_like(part) for part in pair) for pair in pairs]
+    into = torch.empty_like(x)
+    with torch.no_grad():
+        project_backward(grad, x, frozen, pairs, grads, scale, drop, memory, into)
+    ours = [into, *(part - 1 for pair in grads if pair for part in pair)]
+    for mine, leaf in zip(ours, leaves, strict=True):
+        assert (mine.float() - leaf.grad).norm() < close * leaf.grad.norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 
 from strop.data.packing import pack
 from strop.data.records import Example, Place
-from strop.model.batch import make_batch
+from strop.model.batch import make_batch, moved, uploads
+
+CPU = torch.device("cpu")
 
 
 def example(tokens: list[int], prompt: int, number: int) -> Example:
@@ -40,3 +43,26 @@ def test_a_pack_that_knows_no_sharing_has_documents_on_their_own() -> None:
         sample_ids_D=[0, 1],
     )
     assert make_batch(arrays).spans == ((0, 2, 0, 0), (2, 3, 2, 2))
+
+
+def test_a_pack_moves_whole() -> None:
+    """All numbers go over in one piece; what has to be known without asking the device stays on the host as well."""
+    examples = [example(list(range(1, 8 + number)), 2, number) for number in range(3)]
+    weighted = pack(examples, 100)[0]
+    there = moved(replace(make_batch(weighted), weights_N=torch.rand(len(make_batch(weighted).rows_N))), CPU)
+    here = make_batch(weighted)
+    for name in ("tokens_T", "positions_T", "sample_ids_T", "rows_N", "targets_N"):
+        part = getattr(there, name)
+        assert torch.equal(part, getattr(here, name))
+        assert part.storage_offset() % 64 == 0
+        assert part.untyped_storage().data_ptr() == there.tokens_T.untyped_storage().data_ptr()
+    assert (there.starts, there.spans) == (here.starts, here.spans)
+    assert there.tokens_on_host is there.host_tokens_T
+    assert there.lengths_T.tolist() == here.lengths_T.tolist()
+    assert there.weights_N is not None
+
+
+def test_packs_come_in_their_order() -> None:
+    packs = pack([example([number] * 9, 2, number) for number in range(5)], 9)
+    assert [batch.tokens_T[0].item() for batch in uploads(packs, CPU)] == [one.tokens_T[0] for one in packs]
+    assert list(uploads([], CPU)) == []

@@ -6,6 +6,7 @@ from itertools import product as every
 import pytest
 import torch
 from test_decoder import batch_of, build, documents, relative
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from strop.kernels import blas, select
 from strop.model.batch import Batch
@@ -58,7 +59,7 @@ def reference(decoder: Decoder, batch: Batch, adapter: Adapter, step_key: int | 
 def engines(engine: Engine, batch: Batch, adapter: Adapter, step_key: int | None = None):
     """Loss and gradients by the engine."""
     adapter.zero_gradients()
-    loss = engine.gradients(batch, adapter, 1, step_key)
+    loss = engine.gradients(batch, adapter, 1, step_key).item()
     return loss, [matrix.grad.clone() for matrix in adapter.parameters()]
 
 
@@ -153,7 +154,7 @@ def test_a_large_group_is_done_in_blocks(folder, monkeypatch):
     adapter = adapter_of(decoder)
     batch = batch_of(*documents(9, 30, 3))
     theirs = engines(Engine(decoder, work_of(batch, adapter)), batch, adapter)
-    monkeypatch.setattr("strop.kernels.qlora_linear.BLOCK_WEIGHTS", 64 * 64)
+    monkeypatch.setattr("strop.kernels.frozen_group.BLOCK_WEIGHTS", 64 * 64)
     assert len(list(decoder.layers[0].groups[2].blocks(torch.float32))) > 2
     agree(engines(Engine(decoder, work_of(batch, adapter)), batch, adapter), theirs, 3e-6)
 
@@ -220,6 +221,165 @@ def test_grades_and_dense_copies_do_not_change_a_bit(folder):
         loss, grads = engines(Engine(decoder, work_of(batch, adapter, grades)), batch, adapter, step_key=3)
         assert loss == expected[0]
         assert all(torch.equal(one, other) for one, other in zip(grads, expected[1], strict=True))
+
+
+class LateCopies:
+    """Copies that are put off until something waits for them: what a GPU's stream of its own may do at worst."""
+
+    def __init__(self, device: torch.device, places: int) -> None:
+        self.queue: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+
+    def copy(self, place: int, source: torch.Tensor, target: torch.Tensor) -> None:
+        self.queue.append((place, source, target))
+
+    def wait(self, place: int) -> None:
+        # A stream does one after another, so that all that came before is done too.
+        while any(number == place for number, _, _ in self.queue):
+            _, source, target = self.queue.pop(0)
+            target.copy_(source)
+
+    def settle(self) -> None:
+        for _, source, target in self.queue:
+            target.copy_(source)
+        self.queue.clear()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 7])
+def test_the_machines_memory_does_not_change_a_bit(tmp_path, layers, late, monkeypatch):
+    """Layers' inputs, the base, or both outside, whatever the number of layers; looking in between changes nothing."""
+    if late:
+        for module in ("host_inputs", "streamed_base"):
+            monkeypatch.setattr(f"strop.model.{module}.Aside", LateCopies)
+    build(tmp_path, num_hidden_layers=layers)
+    decoder = load_decoder(tmp_path)
+    adapter = adapter_of(decoder, dropout=0.1)
+    batches = batch_of(*documents(9, 30, 3)), batch_of(*documents(5, 21))
+    engine = Engine(decoder, work_of(batches[0], adapter))
+    expected = [(engines(engine, batch, adapter, 3), engine.loss(batch, None)) for batch in batches]
+    for grades, host_inputs, streamed in every(((layers, 0), (layers - 1, 1), (1, 1)), (True, False), (True, False)):
+        decoder.keep_base(host=streamed)
+        assert (decoder.stream is not None) == streamed
+        engine = Engine(decoder, work_of(batches[0], adapter, grades, host_inputs=host_inputs))
+        assert (engine.workspace.host_inputs is not None) == (host_inputs and grades[0] > 0)
+        for name in engine.workspace.layout:
+            engine.workspace.all(name).fill_(float("nan"))
+        for batch, ((loss, grads), looked) in zip(batches, expected, strict=True):
+            assert engine.loss(batch, None) == looked
+            ours = engines(engine, batch, adapter, step_key=3)
+            assert ours[0] == loss
+            assert all(torch.equal(one, other) for one, other in zip(ours[1], grads, strict=True))
+
+
+def test_layers_inputs_outside_leave_two_on_the_device(folder):
+    decoder = load_decoder(folder)
+    adapter = adapter_of(decoder)
+    batch = batch_of(*documents(9, 30, 3))
+    inside, outside = (
+        Engine(decoder, work_of(batch, adapter, (3, 0), host_inputs=host)).workspace for host in (False, True)
+    )
+    one = len(batch.tokens_T) * decoder.spec.hidden * 4
+    assert inside.bytes - outside.bytes == (decoder.spec.layers - 2) * one
+    assert outside.host_inputs.bytes == decoder.spec.layers * one
+
+
+def test_a_streamed_base_answers_as_it_did_and_comes_back_whole(folder):
+    from strop.model.generate import generate
+
+    decoder = load_decoder(folder, base="host")
+    plain = load_decoder(folder)
+    prompts = [[3, 5, 8], [13, 21]]
+    expected = generate(plain, None, prompts, [], 6)
+    assert generate(decoder, None, prompts, [], 6) == expected
+    held = [weight.nbytes for layer in plain.layers for group in layer.groups for weight in group.weights]
+    assert sum(held) <= decoder.stream.host_bytes < sum(held) + 512 * 4 * len(held)
+    assert decoder.stream.device_bytes == 2 * decoder.stream.host_bytes // decoder.spec.layers
+    decoder.keep_base(host=False)
+    assert decoder.stream is None
+    for layer, other in zip(decoder.layers, plain.layers, strict=True):
+        for group, theirs in zip(layer.groups, other.groups, strict=True):
+            for weight, its in zip(group.weights, theirs.weights, strict=True):
+                for name in ("packed", "absmax8", "nested_absmax", "offset"):
+                    assert torch.equal(getattr(weight, name), getattr(its, name))
+    assert generate(decoder, None, prompts, [], 6) == expected
+
+
+class Asked(TorchDispatchMode):
+    """Notes the operations whose result the host has to know: there a GPU is waited for."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        if name in self.WAITS:
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("base", ["device", "host"])
+def test_a_pass_asks_the_device_nothing(folder, dtype, base):
+    """By torch's own operations, as on a device that has no others: losses stay where they are until they are read."""
+    decoder = load_decoder(folder, dtype=dtype, base=base)
+    adapter = adapter_of(decoder, dropout=0.1)
+    plain = batch_of(*documents(9, 30, 3))
+    batch = replace(plain, weights_N=torch.rand(len(plain.rows_N)))
+    work = work_of(batch, adapter, (2, 1), dtype=dtype, host_inputs=True)
+    engine = Engine(decoder, work)
+    adapter.zero_gradients()
+    with select.forced("torch"), Asked() as asked:
+        losses = [engine.gradients(batch, adapter, 3.0, 5), engine.loss(batch, None)]
+        assert asked.waits == []
+        assert all(loss.dtype is torch.float64 and loss.dim() == 0 for loss in losses)
+        losses[0].item()
+    assert asked.waits == ["_local_scalar_dense"]
+
+
+def test_a_layer_is_sent_for_before_it_is_asked_for(folder):
+    """Up and down again each layer is brought once a direction, and all but the first are on their way before."""
+    decoder = load_decoder(folder, base="host")
+    stream, said = decoder.stream, []
+    start = stream._start
+
+    def told(layer: int) -> None:
+        if stream._held[layer % 2] != layer:
+            said.append(layer)
+        start(layer)
+
+    stream._start = told
+    layers = decoder.spec.layers
+    for index in [*range(layers), *reversed(range(layers))]:
+        before = list(said)
+        _ = decoder.layers[index].groups[0].weights
+        assert index in before or index == 0
+    assert said == [*range(layers), *reversed(range(layers - 2))]
+
+
+def test_the_adapter_is_rounded_once_a_pass(folder):
+    """In 16 bits the products take copies of its matrices; these stay in float32, and so do their gradients."""
+    decoder = load_decoder(folder, dtype=torch.bfloat16)
+    adapter = adapter_of(decoder)
+    batch = batch_of(*documents(9, 30, 3))
+    engine = Engine(decoder, work_of(batch, adapter, dtype=torch.bfloat16))
+    first = engines(engine, batch, adapter)
+    copies = engine._narrow._copies
+    assert {copy.dtype for copy in copies} == {torch.bfloat16}
+    # A's of a group lie below one another: they are multiplied as one, without a copy.
+    q_RI, k_RI = (engine._narrow.of(adapter)[f"model.layers.0.self_attn.{name}"][0] for name in ("q_proj", "k_proj"))
+    assert k_RI.data_ptr() == q_RI.data_ptr() + q_RI.nbytes
+    assert {matrix.dtype for pair in adapter.matrices.values() for matrix in pair} == {torch.float32}
+    assert {grad.dtype for grad in first[1]} == {torch.float32}
+    with torch.no_grad():
+        for matrix in adapter.parameters():
+            matrix.mul_(1.5)
+    second = engines(engine, batch, adapter)
+    assert engine._narrow._copies is copies
+    assert all(torch.equal(copy, m.detach().bfloat16()) for copy, m in zip(copies, adapter.parameters(), strict=True))
+    assert second[0] != first[0]
 
 
 def test_a_shared_prefix_is_what_its_samples_have_alone(folder):

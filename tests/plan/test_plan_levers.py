@@ -1,5 +1,6 @@
 """The levers of a plan: read from text, kept on disk, turned into what the engine lays memory out for."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -8,7 +9,9 @@ import torch
 
 from planner_cases import PLAN
 from strop.errors import UsageError
-from strop.plan.plan import LEVERS, check_device, plan_from_dict, read_levers
+from strop.plan.plan import LATER, LEVERS, check_device, plan_from_dict, read_levers
+from strop.run.levers import in_words, savings
+from strop.training.identity import plan_identity
 
 
 @pytest.fixture
@@ -32,6 +35,9 @@ def test_every_lever_can_be_set_by_hand():
         "prefixes": "repeated",
         "matmul": "torch",
         "threads": "1024",
+        "attention": "varlen",
+        "checkpoints": "host",
+        "base": "host",
     }
     read = read_levers(texts)
     assert {name: str(value) for name, value in read.items()} == texts
@@ -103,6 +109,28 @@ def test_a_plan_survives_the_disk():
     assert plan_from_dict(beside) == plan
     with pytest.raises(KeyError):
         plan_from_dict({"device": "cpu"})
+
+
+def test_an_older_plan_is_read_and_is_the_plan_that_it_was():
+    """Levers that came later have what they were before; a checkpoint's hash of the plan stays what it was."""
+    older = {name: value for name, value in PLAN.as_dict().items() if name not in LATER}
+    assert set(LATER) == {"attention", "checkpoints", "base"}
+    assert plan_from_dict(older) == PLAN
+    assert plan_identity(PLAN)["sha256"] == hashlib.sha256(json.dumps(older, sort_keys=True).encode()).hexdigest()
+    for name, value in (("attention", "varlen"), ("checkpoints", "host"), ("base", "host")):
+        turned = replace(PLAN, **{name: value})
+        assert plan_from_dict(turned.as_dict()) == turned
+        assert plan_identity(turned) != plan_identity(PLAN)
+
+
+def test_what_lies_outside_is_said_in_words():
+    turned = replace(PLAN, device="cuda:0", base="host", checkpoints="host", recompute_layers=2, embedding="host")
+    assert savings(turned.as_dict()).endswith("embedding, layers' inputs and base in the machine's memory")
+    words = dict(in_words(turned.as_dict()))
+    assert "from inputs in the machine's memory" in words["backward pass"]
+    assert "brought layer by layer" in words["weights"]
+    assert words["embedding"].startswith("in the machine's memory")
+    assert savings(replace(PLAN, base="host").as_dict()) == "base in the machine's memory"
 
 
 def test_dropout_keeps_samples_apart():

@@ -1,5 +1,8 @@
 """Looking at the machine, and timing it: what is timed, not how fast it is."""
 
+from __future__ import annotations
+
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,7 +12,9 @@ import torch
 
 from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
-from strop.plan import timing
+from strop.plan import gpu, timing, timing_rates
+from strop.plan.bench import Bench
+from strop.plan.clocks import EventClock
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe
 
 MACHINE = Machine("cpu", "A processor", 2, 100, 50, 10)
@@ -68,11 +73,107 @@ def test_timing_leaves_no_compiler_behind(timed: Machine):
     import sys
 
     words = (
-        "import sys; from strop.plan import timing; timing._SECONDS = 0.0005; timing._optimise(timing._Ring());"
+        "import sys, torch; from strop.plan import bench, clocks, timing_rates;"
+        "made = bench.Bench(torch.device('cpu'), torch.float32, 1 << 12, 0.0005, clocks.wall_clock);"
+        "timing_rates._optimise(bench.Ring(made));"
         "print('torch._inductor' in sys.modules or 'torch._dynamo' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+class FakeDevice:
+    """A device whose time is counted: a microsecond a launch, and what is written at a rate."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def event(self) -> FakeDevice.Event:
+        return FakeDevice.Event(self)
+
+    class Event:
+        def __init__(self, device: FakeDevice) -> None:
+            self.device, self.at = device, 0.0
+
+        def record(self) -> None:
+            self.at = self.device.now
+
+        def synchronize(self) -> None:
+            assert self.at <= self.device.now
+
+        def elapsed_time(self, end_event: FakeDevice.Event) -> float:
+            return (end_event.at - self.at) * 1e3
+
+
+def test_events_time_a_run_whatever_the_host_does():
+    device = FakeDevice()
+    runs = []
+
+    def run() -> None:
+        runs.append(1)
+        device.now += 5.0 if len(runs) == 1 else 0.002  # the first compiles
+
+    assert EventClock(device.event)(run, 0.02) == pytest.approx(0.002)
+    # One that compiles, one to see how long it takes, three rounds of a third of the time.
+    assert len(runs) == 2 + 3 * 3
+    slow = EventClock(device.event)(lambda: setattr(device, "now", device.now + 60), 0.02)
+    assert slow == pytest.approx(60)
+
+
+def test_a_gpu_is_timed_by_the_same_operations():
+    """Here with tensors of the CPU in 16 bits: every rate, every product in both layouts, copies and launches."""
+    ticks = iter(range(1, 1_000_000))
+    told: list[float] = []
+
+    def clock(run: object, seconds: float) -> float:
+        run()
+        told.append(seconds)
+        return 1e-3 * next(ticks)
+
+    bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, clock)
+    look = replace(MACHINE, device="cuda:0", process_bytes=500)
+    found = timing.time_gpu(look, spec(), 3, ("bfloat16",), bench, lambda: 560)
+    assert all(getattr(found.rates, item.name) > 0 for item in fields(Rates) if "attend" not in item.name)
+    for inputs, outputs in ((64, 160), (96, 64), (64, 320), (160, 64), (64, 200)):
+        for forward in (True, False):
+            line = found.product_seconds("torch", "bfloat16", inputs, outputs, forward=forward)
+            assert line.each > 0
+    assert {shape.m for shape in found.matmul["torch"]["bfloat16"]} == {1024, 8192}
+    assert min(found.bandwidth, found.upload, found.download, found.launch) > 0
+    assert found.library_bytes == 60
+    assert found.attention in ("sdpa", "plain"), "what a CPU has for 16 bits"
+    assert set(told) == {0.5}
+
+
+def test_the_fastest_attention_is_taken(monkeypatch: pytest.MonkeyPatch):
+    bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, lambda run, seconds: 1.0)
+    seconds = {"triton": 1e-6, "varlen": 5e-7, "sdpa": 1e-9}
+    monkeypatch.setattr(timing_rates, "available", lambda *_, **__: ("native", *seconds))
+    taken: list[str] = []
+
+    @contextmanager
+    def using(name: str):
+        taken.append(name)
+        yield
+
+    monkeypatch.setattr(timing_rates, "using", using)
+    pair = lambda *_: ((seconds[taken[-1]], 1e-12), (seconds[taken[-1]], 1e-12))  # noqa: E731
+    monkeypatch.setattr(timing_rates, "attention_rates", pair)
+    name, found = timing_rates.fastest_attention(spec(), bench)
+    assert (name, found["attend"]) == ("varlen", 5e-7)
+    assert taken == ["triton", "varlen"], "what takes a pack document by document is not tried"
+
+
+def test_launches_are_timed_on_the_host():
+    times = iter((10.0, 12.56))
+    bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, lambda run, seconds: 0.0)
+    assert timing.launch_seconds(bench, lambda: next(times)) == pytest.approx(0.01)
+
+
+def test_a_card_of_its_own_holds_a_context_and_nothing_else():
+    assert gpu.split_use(0) == (0, 0)
+    assert gpu.split_use(530 << 20) == (530 << 20, 0)
+    assert gpu.split_use(9 << 30) == (gpu.COMMON_CONTEXT, (9 << 30) - gpu.COMMON_CONTEXT)
 
 
 def test_a_product_takes_time_along_a_line():

@@ -8,7 +8,7 @@ import torch
 from planner_cases import INTERNLM_7B, PLAN, QKV, decoder, job, machine, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
-from strop.kernels import qlora_linear
+from strop.kernels import frozen_group
 from strop.model.batch import make_batch
 from strop.model.lora import make_adapter, parse_targets
 from strop.model.spec import ExpertsSpec, RopeSpec
@@ -26,6 +26,7 @@ PLANS = {
     "all made again": replace(PLAN, recompute_elementwise=4, dense_layers=4, prefixes="shared"),
     "more than there are": replace(PLAN, recompute_layers=99, recompute_elementwise=99, dense_layers=99),
     "lean ends": replace(PLAN, head="stored", embedding="file", loss_chunk=1),
+    "outside, of a CPU": replace(PLAN, base="host", checkpoints="host", recompute_layers=3, embedding="host"),
 }
 JOBS = {
     "all projections": {},
@@ -66,6 +67,10 @@ def real_bytes(asked, plan, workload):
     experts = [layer.experts for layer in model.layers if layer.experts]
     quantised = [*groups, *(group for one in experts for group in (*one.gate_up, *one.down))]
     frozen = sum(weight.nbytes for group in quantised for weight in group.weights)
+    if model.stream is not None:
+        frozen = model.stream.host_bytes + model.stream.device_bytes
+    if engine.workspace.host_inputs is not None:
+        found["saved activations"] += engine.workspace.host_inputs.bytes
     frozen += sum(one.router_XD.nbytes for one in experts)
     frozen += sum(group.bias_O.nbytes for group in groups if group.bias_O is not None)
     frozen += sum(norm.nbytes for layer in model.layers for norm in layer.norms.values())
@@ -96,7 +101,7 @@ def test_every_component_is_what_is_allocated(changes, plan):
 
 def test_large_groups_are_dequantised_in_blocks(monkeypatch: pytest.MonkeyPatch):
     """Blocks of 64 rows of 64 weights: gate and up have 160 rows each, o 64 of 96."""
-    for module in (qlora_linear, machine_module, memory):
+    for module in (frozen_group, machine_module, memory):
         monkeypatch.setattr(module, "BLOCK_WEIGHTS", 64 * 64)
     asked = job()
     workload = packed(asked, PLAN)

@@ -46,13 +46,13 @@ class Poisoned(Engine):
     """An engine whose n-th pack does something to its loss or to the gradients."""
 
     def __init__(self, engine: Engine, at: int, act: Callable[[float, Adapter], float]) -> None:
-        self.decoder, self.workspace = engine.decoder, engine.workspace
+        self.decoder, self.workspace, self._narrow = engine.decoder, engine.workspace, engine._narrow
         self.at, self.act = at, act
 
-    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> float:
+    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> torch.Tensor:
         loss = super().gradients(batch, adapter, weight, step_key)
         self.at -= 1
-        return self.act(loss, adapter) if self.at == -1 else loss
+        return torch.tensor(self.act(loss.item(), adapter), dtype=torch.float64) if self.at == -1 else loss
 
 
 @pytest.fixture(scope="module")

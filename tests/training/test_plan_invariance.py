@@ -29,6 +29,8 @@ BASELINE = {
     "prefixes": "repeated",
     "matmul": "torch",
     "threads": 1,
+    "checkpoints": "device",
+    "base": "device",
 }
 EVERYTHING_ELSE = {
     "pack_tokens": 70,
@@ -40,6 +42,8 @@ EVERYTHING_ELSE = {
     "loss_chunk": 3,
     "prefixes": "shared",
     "threads": 2,
+    "checkpoints": "host",
+    "base": "host",
 }
 LEVERS = {
     "a pack a sample": {"pack_tokens": 1},
@@ -54,6 +58,16 @@ LEVERS = {
     "more dense than there are": {"dense_layers": 99},
     "head as stored": {"head": "stored"},
     "embedding in its file": {"embedding": "file"},
+    "embedding on the host": {"embedding": "host"},
+    "base on the host": {"base": "host"},
+    "base on the host, some dense": {"base": "host", "dense_layers": 1},
+    "inputs on the host": {"checkpoints": "host", "recompute_layers": 2},
+    "one input on the host": {"checkpoints": "host", "recompute_layers": 1},
+    "inputs on the host, of no layer": {"checkpoints": "host"},
+    "all that can be on the host": {
+        **{"base": "host", "checkpoints": "host", "embedding": "host"},
+        **{"recompute_layers": 99, "dense_layers": 0},
+    },
     "one logit row": {"loss_chunk": 1},
     "seven logit rows": {"loss_chunk": 7},
     "all logits": {"loss_chunk": 1000},
@@ -63,7 +77,10 @@ LEVERS = {
     "everything else": EVERYTHING_ELSE,
 }
 # These move memory and time alone; the others sum in another order.
-SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "head", "embedding"}
+SAME_BITS = {
+    *("recompute_layers", "recompute_elementwise", "dense_layers", "head", "embedding"),
+    *("checkpoints", "base"),
+}
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
@@ -84,8 +101,8 @@ def test_the_baseline_learns_with_dropout_on_and_uses_several_packs(baseline: Ru
 
 def test_every_lever_is_turned():
     turned = {lever for levers in LEVERS.values() for lever in levers}
-    # Another device or dtype rounds otherwise: tests/gpu holds those.
-    assert turned | {"device", "dtype"} == {lever.name for lever in fields(Plan)}
+    # Another device, dtype or attention rounds otherwise: tests/gpu holds those.
+    assert turned | {"device", "dtype", "attention"} == {lever.name for lever in fields(Plan)}
 
 
 def test_every_lever_reaches_what_it_moves(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -153,6 +170,21 @@ def test_the_same_plan_gives_the_same_bits(levers: dict[str, object], tiny: Tiny
     for run in (first, second):
         assert plan_from_dict(run.read_json("plan.json")) == plan_from_dict(plan)
     assert (first.adapter / "adapter_config.json").read_bytes() == (second.adapter / "adapter_config.json").read_bytes()
+
+
+def test_bfloat16_moves_losses_by_its_rounding_and_places_move_nothing(baseline: RunFolder, tiny: Tiny, tmp_path: Path):
+    """As a GPU computes, here on a CPU: adapters in float32, activations in 16 bits, everything outside or not."""
+    outside = {"base": "host", "checkpoints": "host", "recompute_layers": 2, "embedding": "host", "dense_layers": 0}
+    runs = [
+        tiny.train(tmp_path / str(number), plan={**BASELINE, "dtype": "bfloat16", **levers})
+        for number, levers in enumerate(({}, outside))
+    ]
+    assert course(runs[0]) == course(runs[1])
+    ours, exact = values(runs[0], "step", "loss"), values(baseline, "step", "loss")
+    assert ours == pytest.approx(exact, rel=0.02)
+    assert ours != exact
+    kinds = {tensor.dtype for tensor in load_file(runs[0].adapter / "adapter_model.safetensors").values()}
+    assert kinds == {torch.float32}
 
 
 def test_sharing_prefixes_changes_no_result(tiny: Tiny, tmp_path: Path):

@@ -56,8 +56,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         ``versions`` (by package; None when not installed), ``machine`` (system, cores, memory in bytes), ``device``
-        (kind, name, memory in bytes, threads), ``kernels`` (what computes a step on a CPU), ``cache`` (folder,
-        writable, free bytes) and ``problems``: what keeps Strop from training here, one sentence each.
+        (kind, name, memory in bytes, threads; ``unused``: why a GPU is not), ``kernels`` (what computes), ``cache``
+        (folder, writable, free bytes) and ``problems``: what keeps Strop from training here, one sentence each.
     """
     problems: list[str] = []
     findings: dict[str, Any] = {
@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
         "cache": _cache(problems),
     }
     if findings["device"]["kind"] != "none":
-        findings["kernels"] = _kernels()
+        findings["kernels"] = _kernels(findings["device"]["kind"])
     return {**findings, "problems": problems}
 
 
@@ -142,17 +142,42 @@ def _device(problems: list[str]) -> dict[str, Any]:
             "bfloat16": torch.cuda.is_bf16_supported(),
             "memory_bytes": total,
             "free_memory_bytes": free,
+            "cuda": str(torch.version.cuda),
         }
+    elif _has_nvidia_driver():
+        device["unused"] = f"an NVIDIA driver is here, but torch {torch.__version__} {_why_no_gpu()}"
     elif torch.backends.mps.is_available():
         device = {"kind": "mps", "name": platform.machine()}
     return {**device, "cpu_threads": torch.get_num_threads()}
 
 
-def _kernels() -> dict[str, str]:
-    """What computes on a CPU: the operations, and float32 matrix products."""
+def _has_nvidia_driver() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+def _why_no_gpu() -> str:
+    """Why torch sees no GPU where there is a driver."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "was built for CPUs: install one for CUDA"
+    return f"(CUDA {torch.version.cuda}) finds no device that it can use: the driver may be too old, or devices hidden"
+
+
+def _kernels(kind: str) -> dict[str, str]:
+    """What computes: the operations and float32 matrix products of a CPU; a GPU's operations and attention."""
     from strop.kernels import blas, select
 
-    return {"operations": select.describe(), "matrix_products": blas.describe()}
+    on_cpu = {"operations": select.describe(), "matrix_products": blas.describe()}
+    if kind != "cuda":
+        return on_cpu
+    import torch
+
+    from strop.kernels import attention_choice
+
+    device = torch.device("cuda")
+    implementations = ", ".join(attention_choice.available(device))
+    return {"gpu_operations": select.describe(device), "gpu_attention": implementations, **on_cpu}
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:

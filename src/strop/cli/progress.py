@@ -52,6 +52,7 @@ class TerminalListener:
         self._held_back = ""  # the newest step line that came too soon after another one
         self._held_out: float | None = None
         self._preparing = ""
+        self._memory = ""
         self._show: dict[str, Callable[[Mapping[str, Any]], None]] = {
             "progress": self._on_progress,
             "start": self._on_start,
@@ -106,6 +107,7 @@ class TerminalListener:
     def _on_start(self, event: Mapping[str, Any]) -> None:
         self._steps, self._first_step = int(event["steps"]), int(event.get("step", 0))
         self._started = self._clock()
+        self._memory = " on the GPU" if on_gpu(event.get("plan") or {}) else ""
         forecast = event.get("forecast") or {}
         if forecast:
             self._take_down()
@@ -124,7 +126,7 @@ class TerminalListener:
     def _on_dry_run(self, event: Mapping[str, Any]) -> None:
         self._started = self._clock()  # the time left is reckoned from the steps alone
         tokens = f"{int(event['tokens']):,} tokens"
-        taken = f"{format_duration(event['seconds'])}, {format_size(event['memory_bytes'])} in use"
+        taken = f"{format_duration(event['seconds'])}, {format_size(event['memory_bytes'])} in use{self._memory}"
         self._line(f"step {event['step']}  tried the largest pack, {tokens}: {taken}", "dim")
 
     def _on_replan(self, event: Mapping[str, Any]) -> None:
@@ -161,7 +163,7 @@ class TerminalListener:
         if event.get("learned_tokens_per_s") is not None:
             parts.append(f"{event['learned_tokens_per_s']:.0f} learned tok/s")
         if event.get("memory_bytes"):
-            parts.append(format_size(event["memory_bytes"]))
+            parts.append(format_size(event["memory_bytes"]) + self._memory)
         done = step - self._first_step
         if done > 0 and step < self._steps:
             left = (self._clock() - self._started) / done * (self._steps - step)
@@ -242,13 +244,19 @@ def plan_lines(event: Mapping[str, Any]) -> list[str]:
 
     forecast, plan = event["forecast"], event.get("plan") or {}
     budget = f" (budget {size(event['budget_bytes'])})" if event.get("budget_bytes") else ""
-    cost = f"plan  {size(forecast['peak_bytes'])} of memory{budget}, about {format_duration(forecast['seconds'])}"
+    memory = "a GPU's memory" if on_gpu(plan) else "memory"
+    cost = f"plan  {size(forecast['peak_bytes'])} of {memory}{budget}, about {format_duration(forecast['seconds'])}"
     processor = dict(in_words(plan)).get("processor", "")
     lines = [f"{cost}, {format_duration(forecast['step_seconds'])} a step"]
     lines.append("      " + "; ".join(part for part in (processor, savings(plan)) if part))
     if event.get("reason"):
         lines.append(f"      why: {event['reason']}")
     return lines
+
+
+def on_gpu(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan computes on a CUDA device."""
+    return str(plan.get("device", "")).startswith("cuda")
 
 
 def _bar(console: Console, transient: bool = False) -> Progress:

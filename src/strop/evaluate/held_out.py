@@ -11,7 +11,7 @@ from torch import Tensor
 
 from strop.data.packing import pack
 from strop.data.records import Example
-from strop.model.batch import Batch, make_batch
+from strop.model.batch import Batch, uploads
 from strop.model.lora import Adapter
 
 
@@ -30,7 +30,7 @@ class Measure(Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
 
-    def loss(self, batch: Batch, adapter: Adapter | None) -> float | Tensor:
+    def loss(self, batch: Batch, adapter: Adapter | None) -> Tensor:
         """Summed loss of a pack's learned tokens, each times its weight, dropout off."""
 
 
@@ -50,10 +50,12 @@ def held_out_loss(
         pack_tokens: most tokens in a pack.
         share_prefixes: compute what samples begin with once a pack; an engine can.
     """
-    total, weight, learned_tokens = 0.0, 0.0, 0
-    for part in pack(examples, pack_tokens, share_prefixes):
-        with torch.no_grad():
-            total += float(measure.loss(make_batch(part, measure.device), adapter))
-        weight += part.weight
-        learned_tokens += part.learned_tokens
-    return Loss(total / weight, learned_tokens) if learned_tokens else None
+    packs = pack(examples, pack_tokens, share_prefixes)
+    learned_tokens = sum(part.learned_tokens for part in packs)
+    if not learned_tokens:
+        return None
+    with torch.no_grad():
+        losses = [measure.loss(batch, adapter).double() for batch in uploads(packs, measure.device)]
+    # One after another, as the packs come; read once, so that a GPU is waited for once.
+    total = sum(torch.stack(losses).tolist())
+    return Loss(total / sum(part.weight for part in packs), learned_tokens)

@@ -4,7 +4,7 @@ f is silu, gelu (Hendrycks & Gimpel 2016, arXiv:1606.08415), or gelu_tanh, its a
 unit with silu is `strop.kernels.swiglu`. Gate and up come side by side in one tensor, and their gradients leave so.
 
 `unit` is the differentiable reference; `apply` and `apply_backward_` are the same pair, written into memory that the
-caller gives, some rows at a time where torch computes.
+caller gives, by Triton where `select.uses_triton` says so, and some rows at a time where torch computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from strop.kernels import swiglu
+from strop.kernels import select, swiglu
 
 _BLOCK_NUMBERS = 1 << 18
 
@@ -38,6 +38,11 @@ def apply(inputs_TG: Tensor, activation: str, out_TF: Tensor, *, gated: bool) ->
     """`unit` into ``out_TF`` [T, F], which is returned."""
     if gated and activation == "silu":
         return swiglu.gate(inputs_TG, out_TF)
+    if select.uses_triton(inputs_TG, out_TF):
+        from strop.kernels.triton import activation as kernels
+
+        kernels.apply(inputs_TG, activation, out_TF, gated=gated)
+        return out_TF
     for rows in _blocks(inputs_TG):
         out_TF[rows] = unit(inputs_TG[rows], activation, gated=gated)
     return out_TF
@@ -47,6 +52,11 @@ def apply_backward_(grad_TF: Tensor, inputs_TG: Tensor, activation: str, *, gate
     """Overwrites the inputs with their gradient, given that of the unit's output [T, F]."""
     if gated and activation == "silu":
         swiglu.gate_backward_(grad_TF, inputs_TG)
+        return
+    if select.uses_triton(grad_TF, inputs_TG):
+        from strop.kernels.triton import activation as kernels
+
+        kernels.apply_backward_(grad_TF, inputs_TG, activation, gated=gated)
         return
     for rows in _blocks(inputs_TG):
         with torch.enable_grad():

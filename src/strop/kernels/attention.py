@@ -15,10 +15,18 @@ How scores are made otherwise (caps, windows, ALiBi) is said by a `Scoring`; wha
 `attention` is the differentiable reference, and `attend_cached` is its form for generation. `attend` and
 `attend_backward` are the pair of the training engine: into memory that the caller gives, and with documents that
 continue a shared prefix, which stands in the pack once. A document that continues a prefix sees all of it; the
-gradients of the prefix's k and v are sums over the documents that do. They are native (native/attention.c) where the
-library is there: forward and backward over 2,048 tokens in documents of 150 to 350, with 9 heads of 64
-over 3 key-value heads, took 18 ms on two Zen 4 cores with OpenBLAS' products of tiles, and torch's fused attention and
-its gradient 45; its own products have since taken a fifth off (docs/log.md).
+gradients of the prefix's k and v are sums over the documents that do. Several implementations compute them, by name
+(`available`, `use`), and whatever one cannot do goes to the next that can:
+
+    native    native/attention.c, float32 on a CPU
+    triton    triton/attention.py, on CUDA devices, every scoring
+    varlen    the FlashAttention that comes with torch, 16 bits on CUDA devices: attention_varlen.py
+    sdpa      torch's fused attention, a document at a time: attention_documents.py
+    plain     torch, a block of scores at a time, every scoring on every device: attention_scores.py
+
+Forward and backward over 2,048 tokens in documents of 150 to 350, with 9 heads of 64 over 3 key-value heads, took the
+native library 18 ms on two Zen 4 cores while its tiles were OpenBLAS' products, and torch's fused attention and its
+gradient 45; products of its own have since taken a fifth off (docs/log.md).
 """
 
 from __future__ import annotations
@@ -31,7 +39,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from strop.kernels import library, select
+from strop.kernels import attention_varlen, library
+from strop.kernels.attention_choice import available, chosen, use, using
+from strop.kernels.attention_documents import attend_documents, attend_documents_backward
 from strop.kernels.attention_scores import (
     PLAIN,
     Scoring,
@@ -41,7 +51,18 @@ from strop.kernels.attention_scores import (
     explicit_attention,
 )
 
-__all__ = ["PLAIN", "Scoring", "Span", "attend", "attend_backward", "attend_cached", "attention"]
+__all__ = [
+    "PLAIN",
+    "Scoring",
+    "Span",
+    "attend",
+    "attend_backward",
+    "attend_cached",
+    "attention",
+    "available",
+    "use",
+    "using",
+]
 
 
 def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, starts: Sequence[int], scoring: Scoring = PLAIN) -> Tensor:
@@ -128,23 +149,27 @@ def attend(
     Raises:
         MemoryError: the native library got no memory to work in.
     """
-    if not scoring.is_causal(max((span.seen for span in spans), default=0)):
-        with torch.no_grad():
-            attend_blocks(qkv_TO, spans, heads, kv_heads, scoring, out_TQ, row_sums_HT)
-        return
     width = _head_width(qkv_TO, heads, kv_heads)
-    if _is_native(qkv_TO, out_TQ, row_sums_HT):
-        failed = library.function("attend", "plplllldplpl", "i")(
-            *(qkv_TO.data_ptr(), qkv_TO.stride(0), _span_numbers(spans), len(spans)),
-            *(heads, kv_heads, width, scoring.factor(width)),
-            *(out_TQ.data_ptr(), out_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
-        )
-        _check(failed)
-        return
+    name = chosen(width, spans, scoring, qkv_TO, out_TQ, row_sums_HT)
     with torch.no_grad():
-        for span in spans:
-            q_LHE, k_VKE, v_VKE = _seen(qkv_TO, span, heads, kv_heads)
-            out_TQ[span.start : span.end] = _continue(q_LHE, k_VKE, v_VKE, scoring.scale).flatten(1)
+        match name:
+            case "native":
+                failed = library.function("attend", "plplllldplpl", "i")(
+                    *(qkv_TO.data_ptr(), qkv_TO.stride(0), _span_numbers(spans), len(spans)),
+                    *(heads, kv_heads, width, scoring.factor(width)),
+                    *(out_TQ.data_ptr(), out_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
+                )
+                _check(failed)
+            case "triton":
+                from strop.kernels.triton import attention as kernels
+
+                kernels.attend(qkv_TO, spans, heads, kv_heads, scoring, out_TQ, row_sums_HT)
+            case "varlen":
+                attention_varlen.attend(qkv_TO, spans, heads, kv_heads, scoring, out_TQ, row_sums_HT)
+            case "sdpa":
+                attend_documents(qkv_TO, spans, heads, kv_heads, scoring.scale, out_TQ)
+            case _:
+                attend_blocks(qkv_TO, spans, heads, kv_heads, scoring, out_TQ, row_sums_HT)
 
 
 def attend_backward(
@@ -174,28 +199,29 @@ def attend_backward(
     Raises:
         MemoryError: the native library got no memory to work in.
     """
-    if not scoring.is_causal(max((span.seen for span in spans), default=0)):
-        with torch.no_grad():
-            attend_blocks_backward(
-                *(qkv_TO, out_TQ, grad_TQ, row_sums_HT, spans, heads, kv_heads, scoring, grad_qkv_TO)
-            )
-        return
     width = _head_width(qkv_TO, heads, kv_heads)
-    if _is_native(qkv_TO, out_TQ, grad_TQ, row_sums_HT, grad_qkv_TO):
-        failed = library.function("attend_backward", "plplplplplllldpl", "i")(
-            *(qkv_TO.data_ptr(), qkv_TO.stride(0), out_TQ.data_ptr(), out_TQ.stride(0)),
-            *(grad_TQ.data_ptr(), grad_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
-            *(_span_numbers(spans), len(spans), heads, kv_heads, width, scoring.factor(width)),
-            *(grad_qkv_TO.data_ptr(), grad_qkv_TO.stride(0)),
-        )
-        _check(failed)
-        return
-    for span in spans:
-        _span_backward(qkv_TO, grad_TQ, span, heads, kv_heads, grad_qkv_TO, scoring.scale)
+    name = chosen(width, spans, scoring, qkv_TO, out_TQ, row_sums_HT, grad_TQ, grad_qkv_TO)
+    given = (qkv_TO, out_TQ, grad_TQ, row_sums_HT, spans, heads, kv_heads, scoring, grad_qkv_TO)
+    match name:
+        case "native":
+            failed = library.function("attend_backward", "plplplplplllldpl", "i")(
+                *(qkv_TO.data_ptr(), qkv_TO.stride(0), out_TQ.data_ptr(), out_TQ.stride(0)),
+                *(grad_TQ.data_ptr(), grad_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
+                *(_span_numbers(spans), len(spans), heads, kv_heads, width, scoring.factor(width)),
+                *(grad_qkv_TO.data_ptr(), grad_qkv_TO.stride(0)),
+            )
+            _check(failed)
+        case "triton":
+            from strop.kernels.triton import attention as kernels
 
-
-def _is_native(*tensors: Tensor) -> bool:
-    return select.uses_native(*tensors)
+            kernels.attend_backward(*given)
+        case "varlen":
+            attention_varlen.attend_backward(*given)
+        case "sdpa":
+            attend_documents_backward(qkv_TO, grad_TQ, spans, heads, kv_heads, scoring.scale, grad_qkv_TO)
+        case _:
+            with torch.no_grad():
+                attend_blocks_backward(*given)
 
 
 def _head_width(qkv_TO: Tensor, heads: int, kv_heads: int) -> int:
@@ -210,50 +236,3 @@ def _span_numbers(spans: Sequence[Span]) -> ctypes.Array[ctypes.c_int64]:
 def _check(failed: int) -> None:
     if failed:
         raise MemoryError("attention got no memory to work in")
-
-
-def _seen(qkv_TO: Tensor, span: Span, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A document's queries [L, H, E], and the keys and values [V, K, E] that it sees, its prefix's first."""
-    width = _head_width(qkv_TO, heads, kv_heads)
-    rows = [qkv_TO[span.start : span.end]]
-    if span.prefix_end > span.prefix_start:
-        rows.insert(0, qkv_TO[span.prefix_start : span.prefix_end])
-    q_LHE = rows[-1][:, : heads * width].unflatten(1, (heads, width))
-    kv_VKE = torch.cat([part[:, heads * width :] for part in rows]).unflatten(1, (2 * kv_heads, width))
-    return q_LHE, kv_VKE[:, :kv_heads], kv_VKE[:, kv_heads:]
-
-
-def _continue(q_LHE: Tensor, k_VKE: Tensor, v_VKE: Tensor, scale: float | None) -> Tensor:
-    """Attention of a document's L rows over V keys, of which the last L are its own: [L, H, E]."""
-    own, seen = q_LHE.shape[0], k_VKE.shape[0]
-    mask_LV = None
-    if seen > own:
-        mask_LV = torch.ones(own, seen, dtype=torch.bool, device=q_LHE.device).tril(seen - own)
-    q_HLE, k_KVE, v_KVE = (part.transpose(0, 1)[None] for part in (q_LHE, k_VKE, v_VKE))
-    y_HLE = scaled_dot_product_attention(
-        *(q_HLE, k_KVE, v_KVE),
-        attn_mask=mask_LV,
-        is_causal=mask_LV is None,
-        enable_gqa=q_LHE.shape[1] != k_VKE.shape[1],
-        scale=scale,
-    )
-    return y_HLE[0].transpose(0, 1)
-
-
-def _span_backward(
-    qkv_TO: Tensor, grad_TQ: Tensor, span: Span, heads: int, kv_heads: int, grad_qkv_TO: Tensor, scale: float | None
-) -> None:
-    """Overwrites a document's rows of ``grad_qkv_TO`` and adds to those of its prefix, which came before."""
-    with torch.enable_grad():
-        q_LHE, k_VKE, v_VKE = (part.detach().requires_grad_() for part in _seen(qkv_TO, span, heads, kv_heads))
-        y_LQ = _continue(q_LHE, k_VKE, v_VKE, scale).flatten(1)
-    grad_q_LHE, grad_k_VKE, grad_v_VKE = torch.autograd.grad(
-        y_LQ, (q_LHE, k_VKE, v_VKE), grad_TQ[span.start : span.end]
-    )
-    queries = heads * q_LHE.shape[2]
-    grad_kv_VO = torch.cat([grad_k_VKE, grad_v_VKE], dim=1).flatten(1)
-    prefix = span.prefix_end - span.prefix_start
-    grad_qkv_TO[span.start : span.end, :queries] = grad_q_LHE.flatten(1)
-    grad_qkv_TO[span.start : span.end, queries:] = grad_kv_VO[prefix:]
-    if prefix > 0:
-        grad_qkv_TO[span.prefix_start : span.prefix_end, queries:] += grad_kv_VO[:prefix]

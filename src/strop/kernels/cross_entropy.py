@@ -10,7 +10,11 @@ N · V, and the head's weight is multiplied twice, not three times. The head is 
 divides once, by the weight of the whole step, which is its learned tokens where each weighs 1.
 
 `linear_cross_entropy` is the differentiable reference; `softmax_gradient_` is what it does to a chunk's logits,
-natively where `select.uses_native` says so.
+natively or by Triton where `strop.kernels.select` says so. Where the head scales its logits or caps them,
+
+    z = cap · tanh(scale · logit / cap)        d logit = (softmax(z) − onehot(target)) · scale · (1 − (z / cap)²)
+
+it can be asked to do that on the way, in the same pass over the logits.
 """
 
 from __future__ import annotations
@@ -75,30 +79,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_ND * grads[0].to(grad_ND.dtype), None, None, None, None
 
 
-def softmax_gradient_(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+def softmax_gradient_(
+    logits_NV: Tensor, targets_N: Tensor, *, scale: float = 1.0, softcap: float | None = None
+) -> Tensor:
     """The losses of N learned tokens; overwrites the logits [N, V] with their gradient, softmax − onehot(target).
 
     Args:
         logits_NV: floating point [N, V]; rows may lie apart.
         targets_N: int64 [N].
+        scale: factor of the logits.
+        softcap: largest magnitude of scaled logits, reached by tanh; None for none.
 
     Returns:
         −log p(target) of each token: float64 [N].
     """
-    if _uses_native(logits_NV, targets_N):
+    plain = scale == 1.0 and softcap is None
+    if plain and _uses_native(logits_NV, targets_N):
         return _native_losses("softmax_gradient", logits_NV, targets_N)
-    losses_N, total_N1 = _losses(logits_NV, targets_N)
-    slope_NV = logits_NV.float().sub_(total_N1).exp_()
+    if _uses_triton(logits_NV, targets_N):
+        return _triton_losses(logits_NV, targets_N, scale, softcap, gradient=True)
+    finished_NV = logits_NV.float() if plain else finish(logits_NV.float(), scale, softcap)
+    losses_N, total_N1 = _losses(finished_NV, targets_N)
+    slope_NV = (finished_NV if softcap is None else finished_NV.clone()).sub_(total_N1).exp_()
     slope_NV.scatter_add_(1, targets_N[:, None], torch.full_like(total_N1, -1.0))
-    logits_NV.copy_(slope_NV)
+    if softcap is not None:
+        slope_NV *= 1 - (finished_NV / softcap).square_()
+    logits_NV.copy_(slope_NV if scale == 1.0 else slope_NV.mul_(scale))
     return losses_N.double()
 
 
-def token_losses(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+def token_losses(logits_NV: Tensor, targets_N: Tensor, *, scale: float = 1.0, softcap: float | None = None) -> Tensor:
     """−log p(target) of each of N tokens: float64 [N]; the logits [N, V] stay as they are."""
-    if _uses_native(logits_NV, targets_N):
+    plain = scale == 1.0 and softcap is None
+    if plain and _uses_native(logits_NV, targets_N):
         return _native_losses("softmax_loss", logits_NV, targets_N)
-    return _losses(logits_NV, targets_N)[0].double()
+    if _uses_triton(logits_NV, targets_N):
+        return _triton_losses(logits_NV, targets_N, scale, softcap, gradient=False)
+    return _losses(logits_NV if plain else finish(logits_NV.float(), scale, softcap), targets_N)[0].double()
+
+
+def finish(logits_NV: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Logits scaled and capped."""
+    scaled_NV = logits_NV * scale
+    return scaled_NV if softcap is None else torch.tanh(scaled_NV / softcap) * softcap
 
 
 def _losses(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +132,21 @@ def _losses(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
 
 def _uses_native(logits_NV: Tensor, targets_N: Tensor) -> bool:
     return select.uses_native(logits_NV) and select.uses_native(targets_N, dtype=torch.int64)
+
+
+def _uses_triton(logits_NV: Tensor, targets_N: Tensor) -> bool:
+    fits = targets_N.dtype is torch.int64 and targets_N.is_contiguous() and targets_N.device == logits_NV.device
+    return fits and select.uses_triton(logits_NV)
+
+
+def _triton_losses(
+    logits_NV: Tensor, targets_N: Tensor, scale: float, softcap: float | None, *, gradient: bool
+) -> Tensor:
+    from strop.kernels.triton import cross_entropy as kernels
+
+    losses_N = torch.empty(len(targets_N), dtype=torch.float64, device=logits_NV.device)
+    kernels.losses(logits_NV, targets_N, losses_N, gradient=gradient, scale=scale, softcap=softcap)
+    return losses_N
 
 
 def _native_losses(name: str, logits_NV: Tensor, targets_N: Tensor) -> Tensor:

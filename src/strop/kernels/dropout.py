@@ -8,7 +8,7 @@ the layer is computed a second time, so that a plan never changes the result and
     keep[t, i] = hash(key_T[t] ⊕ salt, i) ≥ p · 2^32
 
 `dropout` is the differentiable reference; `dropout_into` and `add_dropped` are it and its gradient, written into memory
-that the caller gives, natively where `select.uses_native` says so.
+that the caller gives, natively or by Triton where `strop.kernels.select` says so.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def dropout_into(x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out
     if _uses_native(x_TI, key_T, probability, out_TI):
         _call_native("drop", x_TI, key_T, salt, probability, out_TI)
         return out_TI
+    if _uses_triton(x_TI, key_T, probability, out_TI):
+        _call_triton(x_TI, key_T, salt, probability, out_TI, add=False)
+        return out_TI
     return out_TI.copy_(dropout(x_TI, key_T, salt, probability))
 
 
@@ -62,14 +65,30 @@ def add_dropped(grad_TI: Tensor, key_T: Tensor, salt: int, probability: float, i
     """Adds the gradient of dropout's input to ``into_TI`` [T, I], given that of its output. Rows may lie apart."""
     if _uses_native(grad_TI, key_T, probability, into_TI):
         _call_native("add_dropped", grad_TI, key_T, salt, probability, into_TI)
+    elif _uses_triton(grad_TI, key_T, probability, into_TI):
+        _call_triton(grad_TI, key_T, salt, probability, into_TI, add=True)
     else:
         into_TI.add_(dropout(grad_TI, key_T, salt, probability))
 
 
 def _uses_native(x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> bool:
-    # A chance so near to 1 that its threshold is 2^32 does not fit the library's 32 bits.
-    fits = _threshold(probability) <= MASK32
-    return fits and select.uses_native(x_TI, out_TI) and select.uses_native(key_T, dtype=torch.int64)
+    return _fits(probability) and select.uses_native(x_TI, out_TI) and select.uses_native(key_T, dtype=torch.int64)
+
+
+def _uses_triton(x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> bool:
+    keys = key_T.dtype is torch.int64 and key_T.is_contiguous() and key_T.device == x_TI.device
+    return keys and _fits(probability) and select.uses_triton(x_TI, out_TI)
+
+
+def _fits(probability: float) -> bool:
+    """A chance so near to 1 that its threshold is 2^32 does not fit 32 bits."""
+    return _threshold(probability) <= MASK32
+
+
+def _call_triton(x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out_TI: Tensor, *, add: bool) -> None:
+    from strop.kernels.triton import dropout as kernels
+
+    kernels.drop(x_TI, key_T, salt, _threshold(probability), 1.0 / (1.0 - probability), out_TI, add=add)
 
 
 def _call_native(name: str, x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out_TI: Tensor) -> None:

@@ -4,13 +4,17 @@
     g = dy · w                   dx = r (g − mean(g) − n · mean(g · n))
 
 The statistics are float32 whatever the dtype of x. `layer_norm` is the differentiable reference;
-`normalize` and `normalize_backward` are the same pair, written into memory that the caller gives, some rows at a time.
+`normalize` and `normalize_backward` are the same pair, written into memory that the caller gives, by Triton where
+`select.uses_triton` says so, else some rows at a time; a row may be several pieces of D numbers, each by itself.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from strop.kernels import select
+from strop.kernels.rms_norm import pieces
 
 # Numbers that are worked on at a time: what is made on the way stays in the caches.
 _BLOCK_NUMBERS = 1 << 18
@@ -22,14 +26,30 @@ def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float) -> Te
 
 
 def normalize(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
-    """Normalises each row of x [T, D] into ``out_TD`` and returns it."""
-    for rows in _blocks(x_TD):
-        out_TD[rows] = layer_norm(x_TD[rows], weight_D, bias_D, eps)
+    """Normalises each piece of each row of x [T, pieces · D] into ``out_TD`` and returns it."""
+    if select.uses_triton(x_TD, weight_D, bias_D, out_TD):
+        from strop.kernels.triton import layer_norm as kernels
+
+        kernels.normalize(x_TD, weight_D, bias_D, eps, out_TD)
+        return out_TD
+    for columns in pieces(x_TD, weight_D):
+        for rows in _blocks(x_TD[:, columns]):
+            out_TD[rows, columns] = layer_norm(x_TD[rows, columns], weight_D, bias_D, eps)
     return out_TD
 
 
 def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
-    """Adds dx to ``into_TD`` [T, D]; ``grad_TD`` stays as it is."""
+    """Adds dx to ``into_TD``; ``grad_TD`` stays as it is."""
+    if select.uses_triton(grad_TD, x_TD, weight_D, into_TD):
+        from strop.kernels.triton import layer_norm as kernels
+
+        kernels.normalize_backward(grad_TD, x_TD, weight_D, eps, into_TD)
+        return
+    for columns in pieces(x_TD, weight_D):
+        _normalize_backward(grad_TD[:, columns], x_TD[:, columns], weight_D, eps, into_TD[:, columns])
+
+
+def _normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
     for rows in _blocks(x_TD):
         normal_RD = x_TD[rows].float()
         normal_RD = normal_RD - normal_RD.mean(dim=1, keepdim=True)

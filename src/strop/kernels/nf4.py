@@ -10,8 +10,8 @@ make a byte, the first in the high four bits. The absmax values, less their mean
 The 8-bit step follows bitsandbytes 0.50 on CPUs, which rounds each value to one of 65,536 grid points before it looks
 up the nearest code (`docs/decisions/0003-nf4-bytes.md`).
 
-On CPUs the native library does the work, where there is one; the torch below is the reference, with the same bytes. The
-tables are made here for both.
+On CPUs the native library does the work, where there is one, and on CUDA devices a Triton kernel undoes it; the torch
+below is the reference, with the same bytes. The tables are made here for all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _GRID = 65535
 _CPU_SLICE = 1 << 17
 # Weights quantised at once on a CPU: bounds the working memory to about 10 MiB, whatever the tensor's size.
 _CPU_QUANTIZE_SLICE = 1 << 20
+# The same on other devices: about 16 bytes a weight, 64 MiB.
+QUANTIZE_SLICE = 1 << 22
 # Weights that are dequantised to float32 on the way to 16 bits at one time.
 _CPU_NARROW_SLICE = 1 << 18
 
@@ -104,7 +106,7 @@ def quantize(weight: Tensor) -> NF4Tensor:
     if values_N.dtype in KINDS and select.uses_native(values_N, dtype=values_N.dtype):
         packed, absmax_B = _quantize_native(values_N)
     else:
-        step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else max(values_N.numel(), 1)
+        step = _CPU_QUANTIZE_SLICE if weight.device.type == "cpu" else QUANTIZE_SLICE
         slices = [_quantize_slice(part) for part in values_N.split(step)]
         packed, absmax_B = (torch.cat(parts) for parts in zip(*slices, strict=True))
     return from_absmax(packed, absmax_B, tuple(weight.shape))
@@ -118,9 +120,12 @@ def from_absmax(packed: Tensor, absmax_B: Tensor, shape: tuple[int, ...]) -> NF4
         absmax_B: float32 [blocks].
         shape: the shape of the weights.
     """
+    # A mean depends on the order of its sum. One number in 64 goes to the CPU, so that all devices have the same bytes.
+    absmax_B = absmax_B.cpu()
     offset = absmax_B.mean()
     absmax8, nested_absmax = _quantize_dynamic8(absmax_B - offset)
-    return NF4Tensor(packed, absmax8, nested_absmax, offset, shape)
+    device = packed.device
+    return NF4Tensor(packed, absmax8.to(device), nested_absmax.to(device), offset.to(device), shape)
 
 
 def nf4_code() -> Tensor:
@@ -131,6 +136,11 @@ def nf4_code() -> Tensor:
 def dynamic8_code() -> Tensor:
     """float32 [256]: the code book of the scales."""
     return _dynamic8_code(torch.device("cpu"))
+
+
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both code books on a device: of weights [16] and of scales [256]."""
+    return _nf4_code(device), _dynamic8_code(device)
 
 
 def _quantize_native(values_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,6 +219,9 @@ def _dequantize_weights(tensor: NF4Tensor, first_block: int, count: int, out: Te
             if values is not part:
                 part.copy_(values)
         return
+    if select.uses_triton(out, tensor.nested_absmax, tensor.offset):
+        _dequantize_triton(tensor, first_block, out)
+        return
     blocks = -(-count // BLOCK)
     absmax_B = dequantize_absmax(tensor, first_block, blocks)
     packed = tensor.packed[first_block * BLOCK // 2 :][: -(-count // 2)]
@@ -226,6 +239,14 @@ def _dequantize_native(tensor: NF4Tensor, first_block: int, out: Tensor) -> None
     library.function("nf4_dequantize", "pppfppllp")(
         *(tensor.packed.data_ptr(), tensor.absmax8.data_ptr(), tensor.nested_absmax.data_ptr(), tensor.offset.item()),
         *(_nf4_code(device).data_ptr(), _dynamic8_code(device).data_ptr(), first_block, out.numel(), out.data_ptr()),
+    )
+
+
+def _dequantize_triton(tensor: NF4Tensor, first_block: int, out: Tensor) -> None:
+    from strop.kernels.triton import nf4 as kernels
+
+    kernels.dequantize(
+        *(tensor.packed, tensor.absmax8, tensor.nested_absmax, tensor.offset, *tables(out.device), first_block, out)
     )
 
 

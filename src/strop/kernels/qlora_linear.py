@@ -13,98 +13,62 @@ is one product in each direction; a group of more weights than the buffer may ho
 
 `project` and `project_backward` write into memory that they are given: the engine's way. `qlora_linear` is the same
 mathematics as one differentiable function: the reference.
+
+In 16 bits the adapters' part is made first and the base's is added to it inside the product, which sums in float32 and
+rounds once. The other way round what is smaller than half a unit in the last place of x Wᵀ would be lost.
+
+For few rows on a CUDA device, undoing NF4 inside the product may be faster than writing W first. `fuse_up_to` says for
+how many, 0 at first: whoever has measured the card says more. bitsandbytes' own such product stops paying at 16 to 64
+rows on Hopper and 256 on an RTX 4090. Only the forward pass has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from strop.kernels import nf4
+from strop.kernels import nf4, select
 from strop.kernels.blas import product
 from strop.kernels.dropout import add_dropped, dropout, dropout_into, keep_mask
-from strop.kernels.nf4 import NF4Tensor
+from strop.kernels.frozen_group import BLOCK_WEIGHTS, FrozenGroup, WeightBuffer
 
-# Most weights that are dequantised at one time, 64 MiB in float32: the gate and up projections of a 7B model would
-# take 344 MiB. Larger blocks were no faster.
-BLOCK_WEIGHTS = 1 << 24
-
-
-class WeightBuffer:
-    """Memory that every layer dequantises into in turn; grows to the largest group and stays."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0)
-
-    def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A [rows, columns] view of the buffer; what an earlier view held is lost."""
-        count = rows * columns
-        memory = self._memory
-        if memory.dtype is not dtype or memory.device != device or memory.numel() < count:
-            # An evaluation may ask first; memory made under inference mode could not be written to in training.
-            with torch.inference_mode(False):
-                self._memory = memory = torch.empty(count, dtype=dtype, device=device)
-        return memory[:count].view(rows, columns)
+__all__ = [
+    "BLOCK_WEIGHTS",
+    "AdapterMemory",
+    "Dropout",
+    "FrozenGroup",
+    "Pair",
+    "WeightBuffer",
+    "fuse_up_to",
+    "fused_rows",
+    "project",
+    "project_backward",
+    "qlora_linear",
+]
 
 
 @dataclass(slots=True)
-class FrozenGroup:
-    """The frozen weights of the projections that share an input.
+class _Fused:
+    """Most rows for which NF4 is undone inside the product."""
 
-    Attributes:
-        weights: one NF4 tensor [O_p, I] a projection.
-        bias_O: all biases one after another [sum of O_p], or None.
-        buffer: where the weights are dequantised to.
-        dense_OI: a dequantised copy [sum of O_p, I] kept in memory, or None; same values, no time to make them.
-    """
+    rows: int = 0
 
-    weights: Sequence[NF4Tensor]
-    bias_O: Tensor | None
-    buffer: WeightBuffer
-    dense_OI: Tensor | None = None
-    outputs: tuple[int, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.outputs = tuple(weight.shape[0] for weight in self.weights)
+_fused = _Fused()
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """All weights below one another: [sum of O_p, I] in ``dtype``; valid until the next call."""
-        if self.dense_OI is not None and self.dense_OI.dtype is dtype:
-            return self.dense_OI
-        out_OI = self.buffer.take(sum(self.outputs), self.weights[0].shape[1], dtype, self.weights[0].packed.device)
-        for weight, rows in zip(self.weights, out_OI.split(self.outputs), strict=True):
-            nf4.dequantize(weight, out=rows)
-        return out_OI
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        """The weights in blocks of whole rows, each with its rows' place; a block is valid until the next."""
-        inputs = self.weights[0].shape[1]
-        if self.dense_OI is not None or sum(self.outputs) * inputs <= BLOCK_WEIGHTS:
-            yield slice(0, sum(self.outputs)), self.dequantized(dtype)
-            return
-        # Whole 64-weight blocks of NF4 in every block of rows, whatever the width.
-        step = max(BLOCK_WEIGHTS // inputs // nf4.BLOCK, 1) * nf4.BLOCK
-        first = 0
-        for weight in self.weights:
-            for start in range(0, weight.shape[0], step):
-                rows = min(step, weight.shape[0] - start)
-                block_BI = self.buffer.take(rows, inputs, dtype, weight.packed.device)
-                nf4.dequantize_rows(weight, start, rows, block_BI)
-                yield slice(first + start, first + start + rows), block_BI
-            first += weight.shape[0]
+def fuse_up_to(rows: int) -> None:
+    """Undoes NF4 inside the product for up to this many rows from now on, where Triton's kernels run; 0 for never."""
+    _fused.rows = rows
 
-    def keep_dense(self, dtype: torch.dtype) -> None:
-        """Keeps a dequantised copy from now on."""
-        if self.dense_OI is None:
-            outputs, inputs = sum(self.outputs), self.weights[0].shape[1]
-            dense_OI = torch.empty(outputs, inputs, dtype=dtype, device=self.weights[0].packed.device)
-            for weight, rows in zip(self.weights, dense_OI.split(self.outputs), strict=True):
-                nf4.dequantize(weight, out=rows)
-            self.dense_OI = dense_OI
+
+def fused_rows() -> int:
+    """For how many rows at most NF4 is undone inside the product."""
+    return _fused.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +124,76 @@ def project(
     Returns:
         ``out_TO``.
     """
+    if _is_fused(x_TI, frozen, out_TO):
+        _project_fused(x_TI, frozen, adapters, _down(x_TI, adapters, scale, drop, memory), out_TO, add=add)
+        return out_TO
+    small_first = _rounds(out_TO, adapters)
+    if small_first:
+        _add_adapters(x_TI, frozen, adapters, scale, drop, memory, out_TO, over=not add)
     for rows, weight_BI in frozen.blocks(x_TI.dtype):
-        product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add)
+        product(x_TI, weight_BI, out_TO[:, rows], transpose_b=True, add=add or small_first)
     if frozen.bias_O is not None:
         out_TO += frozen.bias_O.to(out_TO.dtype)
+    if not small_first:
+        _add_adapters(x_TI, frozen, adapters, scale, drop, memory, out_TO)
+    return out_TO
+
+
+def _rounds(out: Tensor, adapters: Sequence[Pair | None]) -> bool:
+    """Whether adding in steps would round the adapters' part away (docs/decisions/0022-small-numbers-first.md)."""
+    return out.itemsize < 4 and any(pair is not None for pair in adapters)
+
+
+def _add_adapters(
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    scale: float,
+    drop: Dropout | None,
+    memory: AdapterMemory,
+    out_TO: Tensor,
+    *,
+    over: bool = False,
+) -> None:
+    """Adds the adapters' part to the outputs, or writes it over them."""
     down_TS = _down(x_TI, adapters, scale, drop, memory)
+    if over and len([pair for pair in adapters if pair]) < len(adapters):
+        out_TO.zero_()
     for place in _places(adapters, frozen.outputs):
         b_PR, out_TP = place.pair[1].to(x_TI.dtype), out_TO[:, place.outputs]
-        product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=True)
-    return out_TO
+        product(down_TS[:, place.ranks], b_PR, out_TP, transpose_b=True, add=not over)
+
+
+def _is_fused(x_TI: Tensor, frozen: FrozenGroup, out_TO: Tensor) -> bool:
+    return (
+        len(x_TI) <= _fused.rows
+        and frozen.dense_OI is None
+        and select.uses_triton(x_TI, out_TO)
+        and frozen.weights[0].shape[1] % nf4.BLOCK == 0
+    )
+
+
+def _project_fused(
+    x_TI: Tensor,
+    frozen: FrozenGroup,
+    adapters: Sequence[Pair | None],
+    down_TS: Tensor,
+    out_TO: Tensor,
+    *,
+    add: bool,
+) -> None:
+    from strop.kernels.triton import qlora_matmul as kernels
+
+    places = {place.index: place for place in _places(adapters, frozen.outputs)}
+    for index, (weight, out_TP) in enumerate(zip(frozen.weights, out_TO.split(frozen.outputs, dim=1), strict=True)):
+        place = places.get(index)
+        if place is None:
+            kernels.product(x_TI, weight, out_TP, None, None, add=add)
+        else:
+            b_PR = place.pair[1].to(x_TI.dtype).contiguous()
+            kernels.product(x_TI, weight, out_TP, down_TS[:, place.ranks], b_PR, add=add)
+    if frozen.bias_O is not None:
+        out_TO += frozen.bias_O.to(out_TO.dtype)
 
 
 def project_backward(
@@ -202,21 +227,38 @@ def project_backward(
     for place in places:
         grad_TP, b_PR = grad_TO[:, place.outputs], place.pair[1]
         product(grad_TP, b_PR.to(low), grad_down_TS[:, place.ranks], alpha=scale)
-        pair = grads[place.index]
-        assert pair is not None, "an adapter's gradients have memory"
-        grad_a_RI, grad_b_PR = pair
-        _accumulate(grad_TP, down_TS[:, place.ranks], grad_b_PR)
-        _accumulate(grad_down_TS[:, place.ranks], _input(x_TI, drop, place.index, memory), grad_a_RI)
+        _accumulate(grad_TP, down_TS[:, place.ranks], _gradients(grads, place)[1])
+    if drop is None and low is not torch.float32:
+        # One product for the group: each would read x again. In float32 each adds to its gradient by itself.
+        grad_a_SI = grad_down_TS.T @ x_TI
+        for place in places:
+            _gradients(grads, place)[0].add_(grad_a_SI[place.ranks])
+    else:
+        for place in places:
+            dropped_TI = _input(x_TI, drop, place.index, memory)
+            _accumulate(grad_down_TS[:, place.ranks], dropped_TI, _gradients(grads, place)[0])
     if into_TI is None:
         return
+    small_first = _rounds(into_TI, adapters)
+    if small_first:
+        into_TI.zero_()
+        _add_input_gradients(grad_down_TS, places, drop, memory, into_TI)
     for number, (rows, weight_BI) in enumerate(frozen.blocks(low)):
-        product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0)
-    for place in places:
-        grad_down_TR, a_RI = grad_down_TS[:, place.ranks], place.pair[0].to(low)
-        if drop is None:
-            product(grad_down_TR, a_RI, into_TI, add=True)
-        else:
-            dropped_TI = product(grad_down_TR, a_RI, _room(memory, into_TI))
+        product(grad_TO[:, rows], weight_BI, into_TI, add=number > 0 or small_first)
+    if not small_first:
+        _add_input_gradients(grad_down_TS, places, drop, memory, into_TI)
+
+
+def _add_input_gradients(
+    grad_down_TS: Tensor, places: Sequence[_Place], drop: Dropout | None, memory: AdapterMemory, into_TI: Tensor
+) -> None:
+    """Adds the adapters' part of the input's gradient."""
+    low = into_TI.dtype
+    if drop is None and places:
+        product(grad_down_TS, _stacked([place.pair[0].to(low) for place in places]), into_TI, add=True)
+    elif drop is not None:
+        for place in places:
+            dropped_TI = product(grad_down_TS[:, place.ranks], place.pair[0].to(low), _room(memory, into_TI))
             add_dropped(dropped_TI, drop.key_T, drop.salts[place.index], drop.probability, into_TI)
 
 
@@ -228,6 +270,12 @@ class _Place:
     ranks: slice
     outputs: slice
     pair: Pair
+
+
+def _gradients(grads: Sequence[Pair | None], place: _Place) -> Pair:
+    pair = grads[place.index]
+    assert pair is not None, "an adapter's gradients have memory"
+    return pair
 
 
 def _places(adapters: Sequence[Pair | None], outputs: Sequence[int]) -> Iterator[_Place]:
@@ -250,13 +298,25 @@ def _down(
     down_TS = memory.down.view(-1)[: len(x_TI) * ranks].view(len(x_TI), ranks)
     if drop is None and matrices:
         # One product for the group: each would read x again.
-        return product(x_TI, torch.cat(list(matrices.values())), down_TS, transpose_b=True, alpha=scale)
+        return product(x_TI, _stacked(list(matrices.values())), down_TS, transpose_b=True, alpha=scale)
     first = 0
     for index, a_RI in matrices.items():
         columns_TR = down_TS[:, first : first + len(a_RI)]
         product(_input(x_TI, drop, index, memory), a_RI, columns_TR, transpose_b=True, alpha=scale)
         first += len(a_RI)
     return down_TS
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of one width below one another: as they lie, where they do so in one piece of memory, else a copy."""
+    first = matrices[0]
+    end = first.data_ptr()
+    for matrix in matrices:
+        same = matrix.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and matrix.is_contiguous() and matrix.data_ptr() == end):
+            return torch.cat(list(matrices))
+        end += matrix.nbytes
+    return first.as_strided((sum(map(len, matrices)), first.shape[1]), (first.shape[1], 1), first.storage_offset())
 
 
 def _input(x_TI: Tensor, drop: Dropout | None, index: int, memory: AdapterMemory) -> Tensor:

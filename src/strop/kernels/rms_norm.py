@@ -7,7 +7,8 @@ The statistics are float32 whatever the dtype of x, as in Hugging Face's `LlamaR
 r again. The weight is frozen: it gets no gradient.
 
 `rms_norm` is the differentiable reference; `normalize` and `normalize_backward` are the same pair, written into memory
-that the caller gives, natively where `select.uses_native` says so.
+that the caller gives, natively or by Triton where `strop.kernels.select` says so; there a row may also be several
+pieces of D numbers, each normalised by itself: the heads of queries and keys.
 """
 
 from __future__ import annotations
@@ -43,19 +44,46 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def normalize(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
-    """Normalises each row of x [T, D] into ``out_TD`` and returns it. Rows may lie apart."""
+    """Normalises each piece of each row of x [T, pieces · D] into ``out_TD`` and returns it. Rows may lie apart."""
+    if select.uses_triton(x_TD, weight_D, out_TD):
+        from strop.kernels.triton import rms_norm as kernels
+
+        kernels.normalize(x_TD, weight_D, eps, out_TD)
+        return out_TD
+    for columns in pieces(x_TD, weight_D):
+        _normalize(x_TD[:, columns], weight_D, eps, out_TD[:, columns])
+    return out_TD
+
+
+def pieces(x_TI: Tensor, weight_D: Tensor) -> list[slice]:
+    """The columns of each piece of a row."""
+    size = len(weight_D)
+    return [slice(start, start + size) for start in range(0, x_TI.shape[1], size)]
+
+
+def _normalize(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> None:
     rows, columns = x_TD.shape
     if select.uses_native(x_TD, weight_D, out_TD):
         library.function("normalize", "plpfplll")(
             *(x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
             *(out_TD.data_ptr(), out_TD.stride(0), rows, columns),
         )
-        return out_TD
-    return out_TD.copy_(rms_norm(x_TD, weight_D, eps))
+    else:
+        out_TD.copy_(rms_norm(x_TD, weight_D, eps))
 
 
 def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
-    """Adds dx to ``into_TD``, which may be any gradient that accumulates [T, D]; ``grad_TD`` stays as it is."""
+    """Adds dx to ``into_TD``, which may be any gradient that accumulates; ``grad_TD`` stays as it is."""
+    if select.uses_triton(grad_TD, x_TD, weight_D, into_TD):
+        from strop.kernels.triton import rms_norm as kernels
+
+        kernels.normalize_backward(grad_TD, x_TD, weight_D, eps, into_TD)
+        return
+    for columns in pieces(x_TD, weight_D):
+        _normalize_backward(grad_TD[:, columns], x_TD[:, columns], weight_D, eps, into_TD[:, columns])
+
+
+def _normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
     rows, columns = x_TD.shape
     if select.uses_native(grad_TD, x_TD, weight_D, into_TD):
         library.function("normalize_backward", "plplpfplll")(

@@ -9,8 +9,8 @@ With neighbours x₁ is every even number and x₂ every odd one. Where there ar
 the numbers that they rotate stays. A rotation: its gradient is the rotation back (and the same multiple of it, where
 cosines and sines are those of a longer vector).
 
-`rope` is the differentiable reference; `rotate_` does the same in place, forward or back, natively where
-`select.uses_native` says so.
+`rope` is the differentiable reference; `rotate_` does the same in place, forward or back, natively or by Triton
+where `strop.kernels.select` says so.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ def rotate_(
     """
     rows, heads, _ = heads_THE.shape
     together = cos_TE.is_contiguous() and sin_TE.is_contiguous()
+    if together and select.uses_triton(heads_THE, cos_TE, sin_TE):
+        from strop.kernels.triton import rope as kernels
+
+        kernels.rotate_(heads_THE, cos_TE, sin_TE, inverse=inverse, interleaved=interleaved)
+        return
     if together and select.uses_native(heads_THE, cos_TE, sin_TE):
         library.function("rotate", "pllpplllii")(
             *(heads_THE.data_ptr(), heads_THE.stride(0), heads_THE.stride(1), cos_TE.data_ptr(), sin_TE.data_ptr()),

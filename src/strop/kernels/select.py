@@ -1,6 +1,7 @@
-"""Which implementation an operation uses: the native library where it can, torch everywhere else.
+"""Which implementation an operation uses: the native library, a Triton kernel, or torch everywhere else.
 
-The choice is made anew at every call, from the tensors alone: float32 on a CPU goes to the library, if there is one.
+The choice is made anew at every call, from the tensors alone: float32 on a CPU goes to the library, if there is one;
+what lies on one CUDA device goes to Triton, if its kernels run there.
 """
 
 from __future__ import annotations
@@ -14,17 +15,34 @@ import torch
 from torch import Tensor
 
 from strop.kernels import library
+from strop.kernels.triton import found
 
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
+
+# What Triton's kernels read and write.
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+_CPU = torch.device("cpu")
 
 _forced: ContextVar[str] = ContextVar("forced", default="")
 
 
 def uses_native(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether the library computes on these: all on a CPU, of ``dtype``, their rows without gaps."""
-    if _forced.get() == "torch" or library.native() is None:
+    if _forced.get() in ("torch", "triton") or library.native() is None:
         return False
     return all(tensor.dtype is dtype and tensor.is_cpu and _rows_are_whole(tensor) for tensor in tensors)
+
+
+def uses_triton(*tensors: Tensor) -> bool:
+    """Whether a Triton kernel computes on these: floats of up to 32 bits, all on one device, rows without gaps."""
+    choice = _forced.get()
+    if choice in ("torch", "native") or (not choice and not tensors[0].is_cuda):
+        return False
+    device = tensors[0].device
+    if not all(tensor.device == device and tensor.dtype in _FLOATS and _rows_are_whole(tensor) for tensor in tensors):
+        return False
+    return choice == "triton" or not found.reason(device)
 
 
 def _rows_are_whole(tensor: Tensor) -> bool:
@@ -32,10 +50,18 @@ def _rows_are_whole(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def forced(choice: Literal["torch", "native"]) -> Iterator[None]:
-    """Holds the choice, for tests and comparisons: ``torch`` everywhere, or ``native``, which has to be there."""
+def forced(choice: Literal["torch", "native", "triton"]) -> Iterator[None]:
+    """Holds the choice, for tests and comparisons: ``torch`` everywhere, or another, which has to be there.
+
+    ``triton`` takes tensors of a CPU too, where Triton's interpreter is on.
+
+    Raises:
+        RuntimeError: it is not there.
+    """
     if choice == "native" and library.native() is None:
         raise RuntimeError(f"the native library is not used: {library.reason()}")
+    if choice == "triton" and (why := found.reason(_CPU if found.interpreted() else torch.device("cuda"))):
+        raise RuntimeError(f"Triton's kernels are not used: {why}")
     token = _forced.set(choice)
     try:
         yield
@@ -43,10 +69,18 @@ def forced(choice: Literal["torch", "native"]) -> Iterator[None]:
         _forced.reset(token)
 
 
-def describe() -> str:
-    """What computes on a CPU, for people: ``native C, AVX-512, 2 threads``, or ``torch (why)``."""
+def is_forced(choice: str) -> bool:
+    """Whether this choice is held."""
+    return _forced.get() == choice
+
+
+def describe(device: torch.device = _CPU) -> str:
+    """What computes on a device, for people: ``native C, AVX-512, 2 threads``, ``Triton 3.6.0``, ``torch (why)``."""
     if _forced.get() == "torch":
         return "torch (forced)"
+    if device.type != "cpu":
+        why = found.reason(device)
+        return f"torch (no Triton kernels: {why})" if why else f"Triton {found.version()}"
     if library.native() is None:
         return f"torch (native library {library.reason()})"
     count = library.threads()

@@ -7,7 +7,7 @@ Gate and up come side by side in one tensor, as the grouped projection writes th
 Forward saves that tensor alone.
 
 `swiglu` is the differentiable reference; `gate` and `gate_backward_` are the same pair, written into memory that the
-caller gives, natively where `select.uses_native` says so.
+caller gives, natively or by Triton where `strop.kernels.select` says so.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def gate(gate_up_T2F: Tensor, out_TF: Tensor) -> Tensor:
             gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), out_TF.data_ptr(), out_TF.stride(0), rows, columns
         )
         return out_TF
+    if select.uses_triton(gate_up_T2F, out_TF):
+        from strop.kernels.triton import activation as kernels
+
+        kernels.apply(gate_up_T2F, "silu", out_TF, gated=True)
+        return out_TF
     gate_TF, up_TF = gate_up_T2F.chunk(2, dim=1)
     return torch.mul(torch.nn.functional.silu(gate_TF), up_TF, out=out_TF)
 
@@ -62,6 +67,10 @@ def gate_backward_(grad_TF: Tensor, gate_up_T2F: Tensor) -> None:
         library.function("gate_backward", "plplll")(
             grad_TF.data_ptr(), grad_TF.stride(0), gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), rows, columns
         )
+    elif select.uses_triton(grad_TF, gate_up_T2F):
+        from strop.kernels.triton import activation as kernels
+
+        kernels.apply_backward_(grad_TF, gate_up_T2F, "silu", gated=True)
     else:
         _write_gradient(grad_TF, gate_up_T2F, gate_up_T2F)
 

@@ -1,7 +1,12 @@
-"""A pack as the decoder takes it: tensors on its device, and the rows whose next token is learned."""
+"""A pack as the decoder takes it: tensors on its device, and the rows whose next token is learned.
+
+A GPU gets each pack in one copy from pinned memory, on a stream of its own, while it computes the pack before: nothing
+waits for it. What needs to be known without asking the GPU (tokens, spans, lengths) stays on the host as well.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -10,6 +15,9 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
+
+# Parts of an upload begin at multiples of so many 64-bit numbers: kernels are made for addresses of round numbers.
+_ALIGNED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,7 @@ class Batch:
         spans: for each document its start and end, and those of the document that it continues, equal where there is
             none. A row sees its own document up to itself, and the whole of what its document continues.
         weights_N: float32 [N], how much each learned token counts in the loss; None where each counts 1.
+        host_tokens_T: the tokens on the host, of a pack on another device.
     """
 
     tokens_T: Tensor
@@ -36,11 +45,17 @@ class Batch:
     targets_N: Tensor
     spans: tuple[tuple[int, int, int, int], ...]
     weights_N: Tensor | None = None
+    host_tokens_T: Tensor | None = None
+
+    @property
+    def tokens_on_host(self) -> Tensor:
+        """The tokens on the host: int64 [T]."""
+        return self.tokens_T.cpu() if self.host_tokens_T is None else self.host_tokens_T
 
     @property
     def lengths_T(self) -> Tensor:
-        """The length of each token's sample: int64 [T]. A beginning that samples share counts as the longest's."""
-        lengths_T = torch.zeros_like(self.positions_T)
+        """The length of each token's sample, on the host: int64 [T]; of a shared beginning the longest's."""
+        lengths_T = torch.zeros(len(self.tokens_T), dtype=torch.int64)
         for start, end, first, last in self.spans:
             lengths_T[start:end] = end - start + last - first
             lengths_T[first:last] = lengths_T[first:last].clamp(min=end - start + last - first)
@@ -77,18 +92,71 @@ class PackArrays(Protocol):
 
 def make_batch(pack: PackArrays, device: torch.device | str = "cpu") -> Batch:
     """Moves a pack to a device and picks out its learned rows."""
+    device = torch.device(device)
+    batch = _host_batch(pack)
+    return batch if device.type == "cpu" else moved(batch, device)
+
+
+def uploads(packs: Sequence[PackArrays], device: torch.device) -> Iterator[Batch]:
+    """The packs as batches on a device; while one is computed the next is on its way."""
+    if device.type != "cuda":
+        yield from (make_batch(pack, device) for pack in packs)
+        return
+    side, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    following: Batch | None = None
+    for number in range(len(packs) + 1):
+        batch = following
+        if number < len(packs):
+            with torch.cuda.stream(side):
+                following = make_batch(packs[number], device)
+        if batch is not None:
+            yield batch
+        if number < len(packs) and following is not None:
+            computing.wait_stream(side)
+            for part in _tensors(following):
+                part.record_stream(computing)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A pack of the host on another device: all its numbers in one copy, its weights in another."""
+    parts = [batch.tokens_T, batch.positions_T, batch.sample_ids_T, batch.rows_N, batch.targets_N]
+    sizes = [-(-len(part) // _ALIGNED) * _ALIGNED for part in parts]
+    pinned = device.type == "cuda"
+    flat = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=pinned)
+    for room, part in zip(flat.split(sizes), parts, strict=True):
+        room[: len(part)] = part
+    there = flat.to(device, non_blocking=pinned).split(sizes)
+    tokens_T, positions_T, ids_T, rows_N, targets_N = (
+        room[: len(part)] for room, part in zip(there, parts, strict=True)
+    )
+    weights_N = batch.weights_N
+    if weights_N is not None:
+        weights_N = (weights_N.pin_memory() if pinned else weights_N).to(device, non_blocking=pinned)
+    return Batch(
+        *(tokens_T, positions_T, ids_T, batch.starts, rows_N, targets_N, batch.spans, weights_N),
+        host_tokens_T=batch.tokens_T,
+    )
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """What of a batch lies on its device."""
+    parts = [batch.tokens_T, batch.positions_T, batch.sample_ids_T, batch.rows_N, batch.targets_N]
+    return parts if batch.weights_N is None else [*parts, batch.weights_N]
+
+
+def _host_batch(pack: PackArrays) -> Batch:
     targets = torch.as_tensor(pack.targets_T, dtype=torch.int64)
     rows_N = (targets != IGNORED).nonzero()[:, 0]
     starts = torch.as_tensor(pack.starts_D1, dtype=torch.int64)
     weights_T = getattr(pack, "weights_T", None)
     alone = tuple((start, end, start, start) for start, end in pairwise(starts.tolist()))
     return Batch(
-        torch.as_tensor(pack.tokens_T, dtype=torch.int64).to(device),
-        torch.as_tensor(pack.positions_T, dtype=torch.int64).to(device),
-        torch.as_tensor(pack.sample_ids_D, dtype=torch.int64).repeat_interleave(starts.diff()).to(device),
+        torch.as_tensor(pack.tokens_T, dtype=torch.int64),
+        torch.as_tensor(pack.positions_T, dtype=torch.int64),
+        torch.as_tensor(pack.sample_ids_D, dtype=torch.int64).repeat_interleave(starts.diff()),
         tuple(starts.tolist()),
-        rows_N.to(device),
-        targets[rows_N].to(device),
+        rows_N,
+        targets[rows_N],
         getattr(pack, "spans", alone),
-        None if weights_T is None else torch.as_tensor(weights_T, dtype=torch.float32)[rows_N].to(device),
+        None if weights_T is None else torch.as_tensor(weights_T, dtype=torch.float32)[rows_N],
     )

@@ -44,6 +44,7 @@ from strop.model.spec import (
     DecoderSpec,
     module_path,
 )
+from strop.model.streamed_base import BaseStream
 
 QKV, OUT, GATE_UP, DOWN = range(4)
 """The groups of a layer's projections, as `DecoderSpec.groups` has them."""
@@ -79,6 +80,7 @@ class Decoder:
         dtype: dtype of activations.
         buffer: memory that weights are dequantised into.
         loss_chunk: learned tokens whose logits exist at one time.
+        stream: what brings the layers' weights from the machine's memory; None where they are on the device.
     """
 
     spec: DecoderSpec
@@ -89,6 +91,7 @@ class Decoder:
     dtype: torch.dtype
     buffer: WeightBuffer
     loss_chunk: int = 256
+    stream: BaseStream | None = None
     rotary: Rotary = field(init=False)
     scoring: list[Scoring] = field(init=False)
 
@@ -112,6 +115,17 @@ class Decoder:
                     group.keep_dense(self.dtype)
                 else:
                     group.dense_OI = None
+
+    def keep_base(self, *, host: bool) -> None:
+        """Keeps the layers' weights in the machine's memory, or on the device."""
+        if host and self.stream is None:
+            self.stream = BaseStream(self.device)
+            for layer in self.layers:
+                self.stream.add(layer)
+            self.stream.finish(self.layers)
+        elif not host and self.stream is not None:
+            self.stream.give_back(self.layers)
+            self.stream = None
 
     def keep_head(self, *, dense: bool) -> None:
         """Keeps the head in the compute dtype, or as the file has it: the same numbers, twice the memory or once."""

@@ -30,6 +30,7 @@ from strop.model import attention_block, mlp_block
 from strop.model.batch import Batch
 from strop.model.decoder import OUT, QKV, Decoder, Layer
 from strop.model.lora import Adapter
+from strop.model.narrow import NarrowCopies
 from strop.model.spec import ATTENTION_OUTPUT_NORM
 from strop.model.walk import Walk, learned_rows
 from strop.model.workspace import Work, Workspace
@@ -46,10 +47,14 @@ class Engine:
     def __init__(self, decoder: Decoder, work: Work) -> None:
         self.decoder = decoder
         self.workspace = Workspace(decoder.spec, work, decoder.device)
+        self._narrow = NarrowCopies(work.dtype)
 
     def release(self) -> None:
         """Gives all memory back; the engine cannot be used any more."""
-        del self.workspace
+        self.workspace.settle()
+        if self.decoder.stream is not None:
+            self.decoder.stream.settle()
+        del self.workspace, self._narrow
 
     @property
     def tokens(self) -> int:
@@ -62,17 +67,21 @@ class Engine:
         return self.decoder.device
 
     @torch.no_grad()
-    def loss(self, batch: Batch, adapter: Adapter | None) -> float:
-        """Summed loss of a pack's learned tokens, each times its weight, dropout off; nothing is kept."""
+    def loss(self, batch: Batch, adapter: Adapter | None) -> Tensor:
+        """Summed loss of a pack's learned tokens, each times its weight, dropout off; nothing is kept.
+
+        Returns:
+            A float64 scalar on the device: who reads it waits for the device.
+        """
         if not len(batch.rows_N):
-            return 0.0
+            return self._no_loss()
         self._fit(batch)
-        hidden_ND = forward(Walk(self.decoder, self.workspace, batch, adapter, None, keep=False))
+        hidden_ND = forward(self._walk(batch, adapter, None, keep=False))
         logits_CV, rows_BD = self._loss_memory()
         return self.decoder.head.loss(hidden_ND, batch.targets_N, logits_CV, rows_BD, batch.weights_N)
 
     @torch.no_grad()
-    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> float:
+    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> Tensor:
         """Adds a pack's share of the step's gradients to ``grad`` of the adapter's matrices, which must exist.
 
         Args:
@@ -83,12 +92,12 @@ class Engine:
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
 
         Returns:
-            The pack's summed loss, each token's times its weight.
+            The pack's summed loss, each token's times its weight: a float64 scalar on the device.
         """
         if not len(batch.rows_N):
-            return 0.0
+            return self._no_loss()
         self._fit(batch)
-        walk = Walk(self.decoder, self.workspace, batch, adapter, step_key, keep=True)
+        walk = self._walk(batch, adapter, step_key, keep=True)
         hidden_ND = forward(walk)
         logits_CV, rows_BD = self._loss_memory()
         grad_ND = self.workspace.take("final_gradient", len(hidden_ND))
@@ -97,6 +106,13 @@ class Engine:
         loss = head.loss_gradient(hidden_ND, batch.targets_N, logits_CV, grad_ND, rows_BD, batch.weights_N, slopes_CV)
         backward(walk, grad_ND.mul_(1.0 / weight))
         return loss
+
+    def _walk(self, batch: Batch, adapter: Adapter | None, step_key: int | None, *, keep: bool) -> Walk:
+        narrow = None if adapter is None else self._narrow.of(adapter)
+        return Walk(self.decoder, self.workspace, batch, adapter, step_key, keep=keep, narrow=narrow)
+
+    def _no_loss(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _loss_memory(self) -> tuple[Tensor, Tensor | None]:
         slots = self.workspace.layout
@@ -109,6 +125,7 @@ class Engine:
         tokens, learned = len(batch.tokens_T), len(batch.rows_N)
         if tokens > work.tokens or learned > work.learned:
             work = replace(work, tokens=max(tokens, work.tokens), learned=max(learned, work.learned))
+            self.workspace.settle()
             del self.workspace
             self.workspace = Workspace(self.decoder.spec, work, self.device)
 
@@ -116,11 +133,12 @@ class Engine:
 def forward(walk: Walk) -> Tensor:
     """All layers; the normalised hidden states of the learned rows [N, D]."""
     decoder, space = walk.decoder, walk.space
-    decoder.embedding.write(walk.batch.tokens_T, walk.input(0))
+    decoder.embedding.write(walk.batch.tokens_T, walk.input_to_write(0), walk.batch.host_tokens_T)
     if walk.spec.embedding_scale != 1.0:
         walk.input(0).mul_(walk.spec.embedding_scale)
     for layer in decoder.layers:
-        output_TD = space.take("output", walk.learned) if walk.last(layer) else walk.input(layer.index + 1)
+        walk.input_written(layer.index)
+        output_TD = space.take("output", walk.learned) if walk.last(layer) else walk.input_to_write(layer.index + 1)
         _layer(walk, layer, output_TD)
     return decoder.final_norm.write(space.take("output", walk.learned), space.take("final", walk.learned))
 
@@ -131,6 +149,7 @@ def backward(walk: Walk, grad_ND: Tensor) -> None:
     walk.decoder.final_norm.backward(grad_ND, walk.space.take("output", walk.learned), grad_TD)
     for layer in reversed(walk.decoder.layers[walk.lowest :]):
         if walk.grade(layer) == "layer":
+            walk.bring_input(layer)
             _layer(walk, layer, None)
         grad_TD = _layer_backward(walk, layer, grad_TD)
 

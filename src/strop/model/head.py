@@ -1,9 +1,9 @@
 """The two ends of the decoder: rows of the embedding at the bottom, the head and the loss at the top.
 
 Both are frozen and never quantised, and both are large: 0.85 GB each in 16 bits for 103,168 tokens of 4,096 numbers.
-Two levers of the plan say where they are. The embedding is in memory, or its rows are read from the model's file as
-they are needed. The head is in memory in the compute dtype, or as the file has it (16 bits), widened block by block: a
-16-bit number is a float32 number, so that neither lever changes a result.
+Two levers of the plan say where they are. The embedding is in memory, or its rows are read from the model's file, or
+gathered from a GPU's host, as they are needed. The head is in memory in the compute dtype, or as the file has it (16
+bits), widened block by block: a 16-bit number is a float32 number, so that neither lever changes a result.
 
 Shapes: T tokens, N learned tokens, D hidden, V vocabulary, C rows of a chunk.
 """
@@ -29,27 +29,52 @@ class Embedding:
     """Rows by token.
 
     Attributes:
-        weight_VD: the embedding in memory, in any float dtype; None where rows are read from the file.
+        weight_VD: the embedding in any float dtype, on the device or on the host; None where rows are read from the
+            file.
         read_rows: token ids [U] → their rows [U, D], from the file.
     """
 
     weight_VD: Tensor | None
     read_rows: Callable[[Tensor], Tensor] | None = None
 
-    def rows(self, tokens_T: Tensor) -> Tensor:
-        """Rows of tokens [T, D], in the dtype that they are kept in."""
-        if self.weight_VD is not None:
-            return self.weight_VD[tokens_T]
-        assert self.read_rows is not None, "an embedding is in memory or in a file"
-        unique_U, place_T = tokens_T.unique(return_inverse=True)
-        return self.read_rows(unique_U.cpu()).to(tokens_T.device)[place_T]
+    def rows(self, tokens_T: Tensor, host_tokens_T: Tensor | None = None) -> Tensor:
+        """Rows of tokens [T, D] on their device, in the dtype that they are kept in.
 
-    def write(self, tokens_T: Tensor, out_TD: Tensor) -> None:
-        """Rows of tokens into given memory [T, D], in its dtype."""
-        if self.weight_VD is not None and self.weight_VD.dtype is out_TD.dtype:
-            torch.index_select(self.weight_VD, 0, tokens_T, out=out_TD)
+        Args:
+            tokens_T: the tokens.
+            host_tokens_T: the same on the host; a GPU is waited for where they are needed and not given.
+        """
+        if self.weight_VD is not None and self.weight_VD.device == tokens_T.device:
+            return self.weight_VD[tokens_T]
+        on_host_T = tokens_T.cpu() if host_tokens_T is None else host_tokens_T
+        if self.weight_VD is None:
+            assert self.read_rows is not None, "an embedding is in memory or in a file"
+            unique_U, place_T = on_host_T.unique(return_inverse=True)
+            rows_UD = self.read_rows(unique_U)
         else:
-            out_TD.copy_(self.rows(tokens_T))
+            rows_UD, place_T = self.weight_VD, on_host_T
+        if tokens_T.device.type != "cuda":
+            return rows_UD[place_T].to(tokens_T.device)
+        # Pinned anew every time: the allocator gives it to nobody else before the copy out of it is done.
+        rows_TD = torch.empty(len(place_T), rows_UD.shape[1], dtype=rows_UD.dtype, pin_memory=True)
+        return torch.index_select(rows_UD, 0, place_T, out=rows_TD).to(tokens_T.device, non_blocking=True)
+
+    def write(self, tokens_T: Tensor, out_TD: Tensor, host_tokens_T: Tensor | None = None) -> None:
+        """Rows of tokens into given memory [T, D], in its dtype; the arguments are those of `rows`."""
+        weight_VD = self.weight_VD
+        if weight_VD is not None and weight_VD.dtype is out_TD.dtype and weight_VD.device == out_TD.device:
+            torch.index_select(weight_VD, 0, tokens_T, out=out_TD)
+        else:
+            out_TD.copy_(self.rows(tokens_T, host_tokens_T))
+
+    def keep(self, place: str, device: torch.device) -> None:
+        """Keeps it on the "host", pinned, or in the device's "memory"; one that is read from a file stays there."""
+        if self.weight_VD is None:
+            return
+        if place != "host" or device.type != "cuda":
+            self.weight_VD = self.weight_VD.to(device)
+        elif self.weight_VD.device.type != "cpu":
+            self.weight_VD = self.weight_VD.cpu().pin_memory()
 
 
 @dataclass(slots=True)
@@ -122,8 +147,8 @@ class Head:
         logits_CV: Tensor,
         rows_BD: Tensor | None = None,
         weights_N: Tensor | None = None,
-    ) -> float:
-        """The summed loss of N learned tokens.
+    ) -> Tensor:
+        """The summed loss of N learned tokens: a float64 scalar, which is read when it is needed and not before.
 
         Args:
             hidden_ND: normalised hidden states.
@@ -132,7 +157,7 @@ class Head:
             rows_BD: memory for a block of widened rows.
             weights_N: float32 [N], how much each token counts; None where each counts 1.
         """
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         for rows in _chunks(len(hidden_ND), len(logits_CV)):
             chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
             total += _weighted_sum(token_losses(chunk_CV, targets_N[rows]), weights_N, rows)
@@ -147,8 +172,8 @@ class Head:
         rows_BD: Tensor | None = None,
         weights_N: Tensor | None = None,
         slopes_CV: Tensor | None = None,
-    ) -> float:
-        """The summed loss, and its gradient in the hidden states.
+    ) -> Tensor:
+        """The summed loss, a float64 scalar, and its gradient in the hidden states.
 
         A weight multiplies a row of the gradient [N, D] and not of the logits [N, V]: that is the same, and less.
 
@@ -161,7 +186,7 @@ class Head:
             weights_N: float32 [N], how much each token counts; None where each counts 1.
             slopes_CV: memory for the slopes of capped logits, as large as a chunk; made where it is not given.
         """
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         for rows in _chunks(len(hidden_ND), len(logits_CV)):
             chunk_CV = self.logits(hidden_ND[rows], logits_CV[: rows.stop - rows.start], rows_BD)
             capped_CV = self._cap_slopes(chunk_CV, slopes_CV)
@@ -195,9 +220,9 @@ class Head:
             yield rows, widen(self.weight_VD[rows], rows_BD[: rows.stop - rows.start])
 
 
-def _weighted_sum(losses_C: Tensor, weights_N: Tensor | None, rows: slice) -> float:
+def _weighted_sum(losses_C: Tensor, weights_N: Tensor | None, rows: slice) -> Tensor:
     """Losses of a chunk, added up in float64 in the order of the rows."""
-    return float((losses_C if weights_N is None else losses_C * weights_N[rows]).sum())
+    return (losses_C if weights_N is None else losses_C * weights_N[rows]).sum()
 
 
 def _chunks(total: int, size: int) -> list[slice]:

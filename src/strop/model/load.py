@@ -16,6 +16,7 @@ from strop.model.assemble import make_layer, make_norm
 from strop.model.base import open_base
 from strop.model.decoder import Decoder
 from strop.model.head import Embedding, Head
+from strop.model.streamed_base import BaseStream
 from strop.model.support import require_support
 from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
 
@@ -30,6 +31,7 @@ def load_decoder(
     *,
     head: str = "dense",
     embedding: str = "memory",
+    base: str = "device",
 ) -> Decoder:
     """Loads the model of a folder as a frozen NF4 base.
 
@@ -39,7 +41,9 @@ def load_decoder(
         dtype: dtype of activations.
         progress: called with (layers done, layers).
         head: "dense" keeps the head in ``dtype``, "stored" as the file has it; the same numbers.
-        embedding: "memory", or "file" to read its rows when they are needed; a tied one is the head.
+        embedding: "memory", "file" to read its rows when they are needed, or "host" to keep a GPU's in the machine's
+            memory; a tied one is the head.
+        base: "device", or "host" to keep the layers in the machine's memory and bring them one by one.
 
     Raises:
         ModelError: the folder, its config, a tensor's name, shape or numbers are not right.
@@ -58,15 +62,22 @@ def load_decoder(
         rows = Embedding(head_VD)
     elif embedding == "file":
         rows = Embedding(None, lambda tokens_U: tensors.read_rows(EMBEDDING, tokens_U))
+    elif embedding == "host" and device.type == "cuda":
+        rows = Embedding(read(EMBEDDING).pin_memory())
     else:
         rows = Embedding(read(EMBEDDING).to(device=device))
     layers = []
-    with open_base(tensors, device) as base:
+    stream = BaseStream(device) if base == "host" else None
+    with open_base(tensors, device) as opened:
         for index in range(spec.layers):
-            layers.append(make_layer(index, spec, base.read, base.quantized, buffer))
+            layers.append(make_layer(index, spec, opened.read, opened.quantized, buffer))
+            if stream is not None:
+                stream.add(layers[-1])
             if progress:
                 progress(index + 1, spec.layers)
-        final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, base.read)
-        bias_V = base.read("lm_head.bias").float() if spec.head_bias else None
+        final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, opened.read)
+        bias_V = opened.read("lm_head.bias").float() if spec.head_bias else None
+    if stream is not None:
+        stream.finish(layers)
     head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
-    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)
+    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer, stream=stream)

@@ -64,12 +64,13 @@ class Adapter:
 
     def zero_gradients(self) -> list[Tensor]:
         """The gradients of all matrices, at zero; their memory is made once."""
-        for matrix in self.parameters():
+        matrices = self.parameters()
+        for matrix in matrices:
             if matrix.grad is None:
-                matrix.grad = torch.zeros_like(matrix)
-            else:
-                matrix.grad.zero_()
-        return [matrix.grad for matrix in self.parameters() if matrix.grad is not None]
+                matrix.grad = torch.empty_like(matrix)
+        grads = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        torch._foreach_zero_(grads)
+        return grads
 
     def named(self) -> dict[str, Tensor]:
         """The matrices under canonical names, with PEFT's endings."""

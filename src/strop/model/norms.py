@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,25 +32,16 @@ class Norm:
 
     def write(self, x_TI: Tensor, out_TI: Tensor) -> Tensor:
         """The same into memory that is given, and returned; not the memory of x."""
-        for columns in self._heads(x_TI):
-            if self.bias_D is not None:
-                layer_norm.normalize(x_TI[:, columns], self.weight_D, self.bias_D, self.eps, out_TI[:, columns])
-            else:
-                rms_norm.normalize(x_TI[:, columns], self.weight_D, self.eps, out_TI[:, columns])
-        return out_TI
+        if self.bias_D is not None:
+            return layer_norm.normalize(x_TI, self.weight_D, self.bias_D, self.eps, out_TI)
+        return rms_norm.normalize(x_TI, self.weight_D, self.eps, out_TI)
 
     def backward(self, grad_TI: Tensor, x_TI: Tensor, into_TI: Tensor) -> None:
         """Adds the gradient of x to ``into_TI``; the output's stays as it is."""
         backward = rms_norm.normalize_backward if self.bias_D is None else layer_norm.normalize_backward
-        for columns in self._heads(x_TI):
-            backward(grad_TI[:, columns], x_TI[:, columns], self.weight_D, self.eps, into_TI[:, columns])
+        backward(grad_TI, x_TI, self.weight_D, self.eps, into_TI)
 
     @property
     def nbytes(self) -> int:
         """What it holds."""
         return self.weight_D.nbytes + (0 if self.bias_D is None else self.bias_D.nbytes)
-
-    def _heads(self, x_TI: Tensor) -> Iterator[slice]:
-        size = len(self.weight_D)
-        for start in range(0, x_TI.shape[1], size):
-            yield slice(start, start + size)

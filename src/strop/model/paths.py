@@ -78,10 +78,11 @@ def load_any(
     *,
     head: str = "dense",
     embedding: str = "memory",
+    base: str = "device",
 ) -> AnyDecoder:
     """Loads the model of a folder as a frozen NF4 base; the arguments are those of `strop.model.load.load_decoder`."""
     if find_family(read_config(folder)) is None:
         from strop.model.general.load import load_general
 
         return load_general(folder, device, dtype, progress)
-    return load_decoder(folder, device, dtype, progress, head=head, embedding=embedding)
+    return load_decoder(folder, device, dtype, progress, head=head, embedding=embedding, base=base)

@@ -11,6 +11,7 @@ from math import ceil, floor, log, pi
 import torch
 from torch import Tensor
 
+from strop.kernels.upload import upload
 from strop.model.spec import DecoderSpec, RopeSpec
 
 Angles = tuple[Tensor, Tensor]
@@ -33,12 +34,17 @@ class Rotary:
             for rope in self.ropes
         ]
 
-    def angles(self, positions_T: Tensor, lengths_T: Tensor) -> list[Angles]:
+    @property
+    def follows_length(self) -> bool:
+        """Whether any of them depends on how long a sample is."""
+        return any(map(_follows_length, self.ropes))
+
+    def angles(self, positions_T: Tensor, lengths_T: Tensor | None) -> list[Angles]:
         """Cosines and sines of each rotary embedding.
 
         Args:
-            positions_T: each token's place in its sample.
-            lengths_T: the length of its sample.
+            positions_T: each token's place in its sample, on the device.
+            lengths_T: the length of its sample, best on the host; None where nothing follows it.
         """
         if self.spec.alibi:
             return []
@@ -59,11 +65,12 @@ class Rotary:
             return None
         return 1 if spec.rope_local is not None and spec.windows is not None and spec.windows[layer] else 0
 
-    def _by_length(self, rope: RopeSpec, lengths_T: Tensor) -> Tensor:
+    def _by_length(self, rope: RopeSpec, lengths_T: Tensor | None) -> Tensor:
         """Frequencies of every token's sample [T, R/2]."""
-        lengths_U, place_T = lengths_T.unique(return_inverse=True)
+        assert lengths_T is not None, "these frequencies follow the length of a sample"
+        lengths_U, place_T = lengths_T.cpu().unique(return_inverse=True)
         rows = [inverse_frequencies(rope, self.spec.head_size, length) for length in lengths_U.tolist()]
-        return torch.stack(rows).to(self.device)[place_T]
+        return upload(torch.stack(rows)[place_T], self.device)
 
 
 def inverse_frequencies(rope: RopeSpec, head_size: int, length: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from strop.kernels.qlora_linear import AdapterMemory, Dropout, Pair, project, pr
 from strop.kernels.random import key
 from strop.model.batch import Batch
 from strop.model.decoder import QKV, Decoder, Layer
+from strop.model.host_inputs import HostInputs
 from strop.model.lora import Adapter
 from strop.model.spec import module_path
 from strop.model.workspace import Workspace
@@ -28,6 +29,7 @@ class Walk:
         adapter: the adapter, or None for the base alone.
         step_key: turns dropout on.
         keep: whether gradients are wanted: what each layer needs for them is kept.
+        narrow: the adapter's matrices in the dtype of the products; None to round them where they are used.
     """
 
     def __init__(
@@ -39,13 +41,17 @@ class Walk:
         step_key: int | None,
         *,
         keep: bool,
+        narrow: Mapping[str, Pair] | None = None,
     ) -> None:
         self.decoder, self.spec = decoder, decoder.spec
         self.space, self.work = space, space.work
         self.batch, self.adapter, self.keep = batch, adapter, keep
+        self._matrices = adapter.matrices if adapter else {}
+        self._multiplied = self._matrices if narrow is None else narrow
         self.tokens, self.learned = len(batch.tokens_T), len(batch.rows_N)
         self.spans = [Span(*span) for span in batch.spans]
-        self.angles = decoder.rotary.angles(batch.positions_T, batch.lengths_T)
+        rotary = decoder.rotary
+        self.angles = rotary.angles(batch.positions_T, batch.lengths_T if rotary.follows_length else None)
         self._drop_keys_T: Tensor | None = None
         if step_key is not None and adapter is not None and adapter.dropout > 0:
             self._drop_keys_T = token_keys(step_key, batch.sample_ids_T, batch.positions_T)
@@ -70,13 +76,22 @@ class Walk:
         """A group of projections with its adapters."""
         frozen, scale = layer.groups[group], self.adapter.scale if self.adapter else 0.0
         drop = self._drop(layer, group)
-        project(x_TI, frozen, self._pairs(layer, group), scale, drop, self._adapter_memory(), out_TO, add=add)
+        project(
+            x_TI,
+            frozen,
+            self._pairs(layer, group, self._multiplied),
+            scale,
+            drop,
+            self._adapter_memory(),
+            out_TO,
+            add=add,
+        )
 
     def project_backward(self, layer: Layer, group: int, grad_TO: Tensor, x_TI: Tensor, into_TI: Tensor | None) -> None:
         """Its backward pass: the adapters' gradients are added up, the input's overwrites ``into_TI``."""
         assert self.adapter is not None
-        pairs = self._pairs(layer, group)
-        grads = [None if pair is None else _gradients(pair) for pair in pairs]
+        pairs = self._pairs(layer, group, self._multiplied)
+        grads = [None if pair is None else _gradients(pair) for pair in self._pairs(layer, group)]
         drop = self._drop(layer, group)
         memory, scale = self._adapter_memory(), self.adapter.scale
         project_backward(grad_TO, x_TI, layer.groups[group], pairs, grads, scale, drop, memory, into_TI)
@@ -102,9 +117,14 @@ class Walk:
         return layer.norms[norm].write(x_TD, self.own(layer, name, "normal", len(x_TD)))
 
     def add_to_stream(self, layer: Layer, group: int, x_TI: Tensor, stream_TD: Tensor, norm: str, name: str) -> None:
-        """Adds to the residual stream what a group gives, normed and scaled where the decoder does so."""
+        """Adds to the residual stream what a group gives, normed and scaled where the decoder does so.
+
+        In 16 bits a group with adapters is added as a whole: the stream's numbers are large beside the adapters' part,
+        which would be rounded away if it were added by itself.
+        """
         scale = self.spec.residual_scale
-        if norm not in layer.norms and scale == 1.0:
+        is_exact = self.work.dtype is torch.float32 or not self.targeted(layer, group)
+        if norm not in layer.norms and scale == 1.0 and is_exact:
             self.project(layer, group, x_TI, stream_TD, add=True)
             return
         given_TD = self.given(layer, group, x_TI, norm, name)
@@ -139,8 +159,32 @@ class Walk:
 
     def input(self, layer: int) -> Tensor:
         """A layer's input; two take turns where nothing is kept, and memory that nobody touches costs nothing."""
+        held = self._host_inputs(layer)
+        if held is not None:
+            return held.place(layer)[: self.tokens]
         kept = layer if self.keep else layer % 2
         return self.space.take(f"layer.{kept}.input", self.tokens)
+
+    def input_to_write(self, layer: int) -> Tensor:
+        """The same, before it is written."""
+        held = self._host_inputs(layer)
+        return self.input(layer) if held is None else held.room(layer)[: self.tokens]
+
+    def input_written(self, layer: int) -> None:
+        """A layer's input is there: it goes to the machine's memory where it is kept there."""
+        held = self._host_inputs(layer)
+        if held is not None and self.keep:
+            held.send(layer, self.tokens)
+
+    def bring_input(self, layer: Layer) -> None:
+        """Has the input of a layer on the device that is about to be computed again."""
+        held = self._host_inputs(layer.index)
+        if held is not None:
+            held.bring(layer.index, self.tokens, lowest=self.lowest)
+
+    def _host_inputs(self, layer: int) -> HostInputs | None:
+        """What has the layer's input where the machine's memory keeps it; all layers' where nothing is kept."""
+        return self.space.host_inputs if not self.keep or layer < self.work.whole_layers else None
 
     def piece(self, layer: Layer, name: str, rows: int) -> Tensor:
         """A layer's own memory, or that of the layers that are computed again."""
@@ -163,8 +207,8 @@ class Walk:
         salts = tuple(key(module_path(layer.index, name)) for name in self.spec.groups[group])
         return Dropout(self.adapter.dropout, keys_T, salts)
 
-    def _pairs(self, layer: Layer, group: int) -> Sequence[Pair | None]:
-        matrices = self.adapter.matrices if self.adapter else {}
+    def _pairs(self, layer: Layer, group: int, matrices: Mapping[str, Pair] | None = None) -> Sequence[Pair | None]:
+        matrices = self._matrices if matrices is None else matrices
         if group >= len(layer.groups):
             return []
         return [matrices.get(module_path(layer.index, name)) for name in self.spec.groups[group]]

@@ -8,7 +8,8 @@ A layer keeps one of three grades of its forward pass for its backward pass:
 
     none          everything a gradient is made of
     elementwise   not the norms' results and the gated product: they are cheap to make again
-    layer         its input alone: the layer is computed a second time, in memory that all such layers share
+    layer         its input alone: the layer is computed a second time, in memory that all such layers share; the input
+                  may lie in the machine's memory (`strop.model.host_inputs`)
 
 Shapes: T tokens of the largest pack, N learned tokens of it (the last layer goes on with those alone after attention),
 D hidden, Q = H · E queries, P = Q + 2 K · E queries, keys and values side by side, F intermediate, I the widest input
@@ -24,6 +25,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from strop.model.host_inputs import HostInputs
 from strop.model.spec import (
     ATTENTION_INPUTS,
     ATTENTION_NORM,
@@ -40,6 +42,9 @@ from strop.model.spec import (
 _Sizes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 GRADES = ("none", "elementwise", "layer")
+
+PLACES = ("place.0", "place.1")
+"""Where the inputs of layers are that keep them in the machine's memory (`strop.model.host_inputs`)."""
 
 # Weights of the head that are widened to the compute dtype at a time where it is stored in 16 bits. 4,096 rows of 4,096
 # weights are 64 MiB in float32.
@@ -61,6 +66,8 @@ class Work:
         dropout: whether the adapters' inputs are dropped out.
         dense_head: whether the head is in memory in the compute dtype; else it is widened in blocks.
         dtype: dtype of activations.
+        host_inputs: whether layers of grade "layer" keep their input in the machine's memory
+            (`strop.model.host_inputs`).
     """
 
     tokens: int
@@ -73,6 +80,7 @@ class Work:
     dropout: bool
     dense_head: bool = True
     dtype: torch.dtype = torch.float32
+    host_inputs: bool = False
 
     def grade(self, layer: int) -> str:
         """What a layer keeps."""
@@ -128,7 +136,7 @@ def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int) -> _Sizes:
     tokens, dtype = work.tokens, work.dtype
     sizes: _Sizes = {"input": ((tokens, spec.hidden), dtype)}
     if grade == "layer":
-        return sizes
+        return {} if work.host_inputs else sizes
     sizes |= _inside(spec, work, rows)
     if grade == "none":
         attention = ATTENTION_INPUTS if spec.norm_placement != "parallel" else ATTENTION_INPUTS + MLP_INPUTS
@@ -197,6 +205,8 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
         inputs = {ATTENTION_INPUTS: spec.hidden, ATTENTION_OUTPUT: queries, MLP_INPUTS: spec.hidden}
         inputs[MLP_OUTPUT] = spec.intermediate
         sizes["dropped"] = (tokens, max(inputs[group] for group in GROUPS if _targeted(work, group)))
+    if work.whole_layers and work.host_inputs:
+        sizes |= dict.fromkeys(PLACES, (tokens, spec.hidden))
     for name, shape in sizes.items():
         yield name, Slot("working memory", shape, dtype)
     if work.whole_layers:
@@ -231,6 +241,10 @@ class Workspace:
                 for name, slot in layout(spec, work).items()
             }
             self.layout = layout(spec, work)
+            self.host_inputs: HostInputs | None = None
+            if work.whole_layers and work.host_inputs:
+                first, second = (self.take(name, work.tokens) for name in PLACES)
+                self.host_inputs = HostInputs(min(work.whole_layers, spec.layers), (first, second))
 
     def take(self, name: str, rows: int, columns: int | None = None) -> Tensor:
         """The first ``rows`` rows of a piece [rows, columns]; narrower than laid out if ``columns`` are named."""
@@ -240,6 +254,11 @@ class Workspace:
     def all(self, name: str) -> Tensor:
         """A whole piece, flat."""
         return self._memory[name]
+
+    def settle(self) -> None:
+        """Waits until nothing is copied out of it or into it: before it is given up."""
+        if self.host_inputs is not None:
+            self.host_inputs.settle()
 
     def __contains__(self, name: str) -> bool:
         return name in self._memory

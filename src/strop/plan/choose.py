@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from strop.errors import BudgetError
 from strop.kernels import blas
 from strop.model.general.spec import GeneralSpec
 from strop.model.paths import AnySpec
 from strop.model.spec import DecoderSpec
+from strop.plan import gpu
 from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
 from strop.plan.forecast import Choice, Forecast
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     from strop.data.examples import Dataset
     from strop.recipe import Recipe
 
-# The share of the free memory that a run may take where nobody names a budget.
+# The share of the free memory that a run may take where nobody names a budget; of a GPU's, which little else uses.
 FREE_SHARE = 0.75
+GPU_SHARE = 0.9
 # Of plans whose times differ by less, the one with less memory is taken: forecasts are no better than that.
 _EQUAL = 0.01
 # Points of the curve that are kept: neighbours closer than this in memory and time tell nothing.
@@ -69,11 +73,11 @@ def choose(
     job = read_job(spec, item_bytes, dataset, recipe, steps=steps)
     levers = dict(levers or {})
     if plan is not None:
-        levers = {name: getattr(plan, name) for name in ("device", "dtype", "matmul", "threads")}
+        levers = {name: getattr(plan, name) for name in ("device", "dtype", "matmul", "threads", "attention")}
     machine = machine or _timed(job, levers)
     budget, source = budget_bytes, "--memory"
     if budget is None:
-        budget, source = int(machine.free_bytes * FREE_SHARE), "share of free memory"
+        budget, source = int(machine.free_bytes * free_share(machine)), "share of free memory"
     start = replace(
         default_plan(spec, machine),
         dense_layers=0,
@@ -81,6 +85,11 @@ def choose(
     )
     points = front(job, machine, start, levers)
     return _choice(job, machine, points, budget, source, levers, plan)
+
+
+def free_share(machine: Machine) -> float:
+    """The share of the free memory that is a run's where nobody names a budget."""
+    return GPU_SHARE if machine.on_gpu else FREE_SHARE
 
 
 def forecast_for(
@@ -121,11 +130,11 @@ def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) 
         machine: what `probe` says.
         levers: levers set by hand.
     """
-    on_gpu = machine.device.startswith("cuda")
+    on_gpu = machine.on_gpu
     layer_bytes = spec.linear_weights // spec.layers * (2 if on_gpu else 4)
     plan = Plan(
         device=machine.device,
-        dtype="bfloat16" if on_gpu else "float32",
+        dtype=_dtype(machine),
         pack_tokens=8192 if on_gpu else 2048,
         recompute_layers=0,
         recompute_elementwise=0,
@@ -140,6 +149,16 @@ def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) 
     )
     fixed = GENERAL if isinstance(spec, GeneralSpec) else {}
     return replace(plan, **{**fixed, **(levers or {})})  # type: ignore[arg-type]
+
+
+def _dtype(machine: Machine) -> str:
+    """What is computed in: on a GPU what was timed, or what it is good at."""
+    if not machine.on_gpu:
+        return "float32"
+    timed = [dtype for by_dtype in (machine.matmul or {}).values() for dtype in by_dtype]
+    if timed:
+        return timed[0]
+    return gpu.default_dtype(machine.device) if torch.cuda.is_available() else "bfloat16"
 
 
 def _timed(job: Job, levers: Levers) -> Machine:
@@ -171,7 +190,7 @@ def _choice(
     else:
         fitting = [point for point in points if point.bytes <= usable(budget)]
         if not fitting:
-            raise too_small(forecasts.of(points[0]), budget, source, levers)
+            raise too_small(forecasts.of(points[0]), budget, source, levers, free_share(machine))
         limit = fitting[-1].seconds * (1 + _EQUAL)
         chosen = next(point for point in fitting if point.seconds <= limit)
         workload, forecast = chosen.workload, forecasts.of(chosen)
@@ -227,7 +246,7 @@ def reason_of(forecast: Forecast, curve: Sequence[Forecast], budget: int, source
     return f"The fastest plan inside {allowed}: {gives_up}. {needs}."
 
 
-def too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> BudgetError:
+def too_small(smallest: Forecast, budget: int, source: str, levers: Levers, share: float) -> BudgetError:
     """What the smallest plan needs, and how to ask for it."""
     least = budget_for(smallest.peak_bytes)
     needed = write_size(least)
@@ -236,7 +255,7 @@ def too_small(smallest: Forecast, budget: int, source: str, levers: Levers) -> B
     by_hand = " or ".join(f"--plan.{name}" for name in levers if name not in ("device", "threads", "matmul"))
     do = f"give it --memory {needed}" + (f", or leave out {by_hand}" if by_hand else "")
     if source != "--memory":
-        do = f"free memory, or take more than {FREE_SHARE:.0%} of what is free: --memory {needed}"
+        do = f"free memory, or take more than {share:.0%} of what is free: --memory {needed}"
     return BudgetError(
         f"no plan fits into {write_size(budget)} of memory",
         expected=f"at least {least:,} bytes ({parts})",

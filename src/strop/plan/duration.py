@@ -8,6 +8,9 @@ packs, positions, learned tokens and pairs alone. A layer's time is the sum of
     attention, element-wise
     again          under "layer": all of it but the last product, forward; under "elementwise": norms and gated product
 
+    waiting        what a GPU waits for: copies from the machine's memory, or launches, where they take longer than a
+                   layer's own computing, beside which they run
+
 In the last layer only learned tokens go on after attention; in the lowest, nothing below its lowest adapter is
 differentiated. `layer_times` gives these by grade, which is what the search adds up; `forecast_time` sums one plan.
 """
@@ -15,13 +18,14 @@ differentiated. `layer_times` gives these by grade, which is what the search add
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from strop.model.workspace import GRADES, WIDENED_WEIGHTS
 from strop.plan.job import Job
 from strop.plan.machine import Line, Machine, Rates
 from strop.plan.memory import plan_item
 from strop.plan.plan import Plan
+from strop.plan.waiting import forward_with_waiting, waiting
 from strop.plan.workload import Packs, Workload
 
 PARTS = ("loading", "steps", "watching")
@@ -32,6 +36,7 @@ STEP_PARTS = (
     "element-wise",
     "dequantising",
     "computing again",
+    "waiting",
     "optimiser",
 )
 _QKV, _OUT, _GATE_UP, _DOWN = range(4)
@@ -66,6 +71,7 @@ class LayerTime:
         dequantise: both directions, without a dequantised copy.
         again: grade → seconds, without dequantising.
         again_dequantise: grade → seconds, without a dequantised copy.
+        waiting: grade → seconds that a GPU waits.
     """
 
     products: float
@@ -74,6 +80,7 @@ class LayerTime:
     dequantise: float
     again: Mapping[str, float]
     again_dequantise: Mapping[str, float]
+    waiting: Mapping[str, float]
 
 
 def totals(packs: Packs, plan: Plan, steps: float = 1.0) -> Totals:
@@ -107,6 +114,7 @@ def step_parts(job: Job, plan: Plan, machine: Machine, workload: Workload) -> di
         parts["attention"] += layer.attention
         parts["element-wise"] += layer.elementwise
         parts["computing again"] += layer.again[grade]
+        parts["waiting"] += layer.waiting[grade]
         if index >= plan.dense_layers:
             parts["dequantising"] += layer.dequantise
             parts["computing again"] += layer.again_dequantise[grade]
@@ -164,7 +172,8 @@ def ends_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float
     """The embedding, the last norm, and both ends' copies."""
     rates, hidden = rates_of(machine), job.spec.hidden
     norms = (rates.norm + rates.norm_backward) * asked.learned * hidden
-    read = asked.tokens * hidden * job.embedding_item / _READ_RATE if plan.embedding == "file" else 0.0
+    places = {"file": _READ_RATE, "host": machine.upload or machine.bandwidth}
+    read = asked.tokens * hidden * job.embedding_item / places[plan.embedding] if plan.embedding in places else 0.0
     return norms + read + _copy(machine, 2 * asked.tokens * hidden, plan)
 
 
@@ -201,7 +210,7 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
         asked.tokens * _targeted(job, _QKV) + rows * _targeted(job, _GATE_UP)
     ) + gated * _targeted(job, _DOWN)
     whole = made_again + again + norms + turned + seen + copies / 2
-    return LayerTime(
+    layer = LayerTime(
         products=products + experts,
         attention=seen + seen_backward * below,
         elementwise=norms + gated + turned + copies + back,
@@ -209,7 +218,9 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
         + experts_dequantise,
         again={"none": 0.0, "elementwise": made_again, "layer": whole},
         again_dequantise={"none": 0.0, "elementwise": 0.0, "layer": dequantise * sum(weights[:_DOWN])},
+        waiting=dict.fromkeys(GRADES, 0.0),
     )
+    return replace(layer, waiting=waiting(job, plan, machine, asked, layer)) if machine.on_gpu else layer
 
 
 def _targeted(job: Job, group: int) -> bool:
@@ -312,7 +323,9 @@ def _forward(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float:
     ) + _copy(machine, 2 * asked.tokens * spec.hidden, plan)
     experts = sum(_experts(job, plan, machine, asked.packs, asked.tokens, backward=False))
     layer = products + experts + attention + elementwise
-    return spec.layers * layer + _dequantise_pass(job, plan, machine, asked.packs)
+    return forward_with_waiting(
+        job, plan, machine, asked.packs, spec.layers * layer + _dequantise_pass(job, plan, machine, asked.packs)
+    )
 
 
 def _dequantise_pass(job: Job, plan: Plan, machine: Machine, times: float) -> float:
@@ -332,4 +345,5 @@ def _answers(job: Job, plan: Plan, machine: Machine) -> float:
     widen = rates_of(machine).widen * spec.vocabulary * spec.hidden if plan.head == "stored" else 0.0
     experts = rates_of(machine).dequantise * active
     token = products + widen + experts + _dequantise_pass(job, plan, machine, 1.0)
+    token = forward_with_waiting(job, plan, machine, 1.0, token)
     return _forward(job, plan, machine, prompts) + job.answer_tokens * token

@@ -117,7 +117,7 @@ def _machine(machine: Machine, plan: Plan) -> str:
     cores = f"{machine.cores} {'core' if machine.cores == 1 else 'cores'}, " if machine.device == "cpu" else ""
     words = f"{machine.name}, {cores}{size(machine.free_bytes)} of {size(machine.total_bytes)} free"
     rates = [
-        f"{significant(_mean_rate(by_shape) / 1e9, 3)} GFLOP/s by {library}"
+        f"{_speed(_mean_rate(by_shape))} by {library}"
         for library, by_dtype in (machine.matmul or {}).items()
         if (by_shape := by_dtype.get(plan.dtype))
     ]
@@ -125,7 +125,18 @@ def _machine(machine: Machine, plan: Plan) -> str:
         words += f"; products of {plan.dtype}: {', '.join(rates)}"
     if machine.bandwidth:
         words += f"; copying: {significant(machine.bandwidth / 1e9, 3)} GB/s"
+    if machine.upload:
+        words += f", from the machine's memory {significant(machine.upload / 1e9, 3)} GB/s"
+    if machine.launch:
+        words += f"; a launch: {significant(machine.launch * 1e6, 2)} µs"
     return words
+
+
+def _speed(rate: float) -> str:
+    """Operations per second: a CPU's in GFLOP/s, a GPU's in TFLOP/s."""
+    if rate < 1e13:
+        return f"{significant(rate / 1e9, 3)} GFLOP/s"
+    return f"{significant(rate / 1e12, 3)} TFLOP/s"
 
 
 def _mean_rate(by_shape: Mapping[Shape, float]) -> float:

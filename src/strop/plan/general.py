@@ -23,7 +23,7 @@ from strop.model.general.spec import GeneralSpec
 from strop.model.lora import parse_targets
 from strop.model.paths import SLOWER
 from strop.plan.budget import usable
-from strop.plan.choose import FREE_SHARE, default_plan, reason_of, too_small
+from strop.plan.choose import default_plan, free_share, reason_of, too_small
 from strop.plan.forecast import Choice, Forecast
 from strop.plan.general_costs import GeneralCosts, measure_costs
 from strop.plan.job import data_bytes, looks_of, questions_of
@@ -99,7 +99,7 @@ def choose_general(
     job = _read_job(tensors, dataset, recipe, steps, machine, start)
     budget, source = budget_bytes, "--memory"
     if budget is None:
-        budget, source = int(machine.free_bytes * FREE_SHARE), "share of free memory"
+        budget, source = int(machine.free_bytes * free_share(machine)), "share of free memory"
     points = _front(job, start, levers)
     packings = tuple({id(workload): workload for _, workload in points}.values())
     curve = tuple(forecast for forecast, _ in points)
@@ -109,7 +109,7 @@ def choose_general(
     else:
         fitting = [point for point in points if point[0].peak_bytes <= usable(budget)]
         if not fitting:
-            raise too_small(curve[0], budget, source, levers)
+            raise too_small(curve[0], budget, source, levers, free_share(machine))
         forecast, workload = fitting[-1]
         reason = reason_of(forecast, curve, budget, source)
     # In the reason too: it is what the run's record and report say of its plan.

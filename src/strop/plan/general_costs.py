@@ -32,7 +32,7 @@ from strop.model.general.load import made_up_linears, replace_module
 from strop.model.general.skeleton import Skeleton, first_of_kinds, make_skeleton, with_layers, zero_weights
 from strop.model.general.spec import GeneralSpec
 from strop.model.lora import Adapter, make_adapter
-from strop.plan.timing import made_up
+from strop.plan.timing_rates import made_up
 
 _SIZES = (64, 256)
 _QUANTISED = 1 << 22
@@ -206,7 +206,7 @@ class _Trial:
         small = with_layers(skeleton, layers)
         self.spec = _with_layers(spec, layers)
         self.running, self.device = Pass(), device
-        made_up_linears(self.spec, small, lambda shape: made_up(shape).to(device), self.running, device)
+        made_up_linears(self.spec, small, lambda shape: made_up(shape, device), self.running, device)
         zero_weights(small.model, device, dtype)
         self.layers = [Layer(layer) for layer in small.layers]
         replace_module(small.model, small.layers_path, torch.nn.ModuleList(self.layers))

@@ -84,7 +84,12 @@ class Machine:
         free_bytes: what is left of it for this process, what it already holds included.
         process_bytes: what this process held on the device before anything was timed.
         library_bytes: what the matrix and other libraries took for themselves while they were timed, and keep.
-        bandwidth: bytes per second, read and written, of a copy in memory; 0 where nothing was timed.
+        bandwidth: bytes per second, read and written, of a copy in the device's memory; 0 where nothing was timed.
+        upload: bytes per second from the machine's pinned memory to a GPU; 0 on a CPU.
+        download: bytes per second the other way.
+        launch: seconds that the host takes to launch an operation on a GPU; 0 on a CPU, where it computes itself.
+        host_free_bytes: what is free of the machine's own memory, beside a GPU's.
+        attention: what computes attention fastest on a GPU (`Plan.attention`).
         matmul: library → dtype → shape → floating-point operations per second.
         rates: the rest; None where nothing was timed.
     """
@@ -99,6 +104,16 @@ class Machine:
     bandwidth: float = 0.0
     matmul: Mapping[str, Mapping[str, Mapping[Shape, float]]] | None = None
     rates: Rates | None = None
+    upload: float = 0.0
+    download: float = 0.0
+    launch: float = 0.0
+    host_free_bytes: int = 0
+    attention: str = "native"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a CUDA device."""
+        return self.device.startswith("cuda")
 
     def product_seconds(self, library: str, dtype: str, inputs: int, outputs: int, *, forward: bool) -> Line:
         """Seconds of a product with a frozen weight [outputs, inputs], by rows.
@@ -127,6 +142,11 @@ class Machine:
             "free_bytes": self.free_bytes,
             "process_bytes": self.process_bytes,
             "bandwidth_bytes_per_s": self.bandwidth,
+            "upload_bytes_per_s": self.upload,
+            "download_bytes_per_s": self.download,
+            "launch_seconds": self.launch,
+            "host_free_bytes": self.host_free_bytes,
+            "attention": self.attention,
             "matmul": [
                 {"library": library, "dtype": dtype, **shape._asdict(), "flops_per_s": rate}
                 for library, by_dtype in (self.matmul or {}).items()
@@ -188,12 +208,15 @@ def probe(
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
+        from strop.plan import gpu
+
+        gpu.prepare(device)
         machine = _look_at_gpu(device)
         if spec is None:
             return machine
         from strop.plan.timing import time_gpu
 
-        return time_gpu(machine, spec, rank, dtypes or ("bfloat16",))
+        return time_gpu(machine, spec, rank, dtypes or (gpu.default_dtype(device),))
     machine = _look_at_cpu()
     if spec is None:
         return machine
@@ -203,11 +226,17 @@ def probe(
 
 
 def _look_at_gpu(device: str) -> Machine:
+    import psutil
     import torch
 
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    return Machine(device, torch.cuda.get_device_name(device), _cores(), total, free + held, held)
+    from strop.plan import gpu
+
+    total, ours = gpu.memory(device)
+    name, held = torch.cuda.get_device_name(device), gpu.used_bytes(device)
+    free = int(psutil.virtual_memory().available)
+    limit = _container_limit()
+    host_free = free if limit is None else min(free, limit[1])
+    return Machine(device, name, _cores(), total, ours, held, host_free_bytes=host_free)
 
 
 def _look_at_cpu() -> Machine:

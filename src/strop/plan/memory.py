@@ -1,8 +1,9 @@
 """The memory that a run needs under a plan, by component: the sum of what is really allocated.
 
 A step's own memory is `strop.model.workspace.layout`, the list that the engine allocates by. The base, its copies, the
-adapters and the samples have exact sizes as well. What the process held before the plan was made, and what matrix
-libraries took while they were timed, is measured (`strop.plan.machine`).
+adapters and the samples have exact sizes as well. What the process held before the plan was made, on a GPU its context,
+and what matrix libraries took while they were timed, is measured (`strop.plan.machine`). Of a GPU's memory only what
+lies there counts: samples do not, nor what a plan leaves in the machine's memory (`strop.plan.gpu_memory`).
 
     peak = max(while loading, while training) = the sum of all components; the component "loading" is what loading
            needs beyond training, which is hardly ever anything
@@ -20,6 +21,7 @@ from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.generate import CACHE_BYTES
 from strop.model.spec import DecoderSpec
 from strop.model.workspace import Slot, Work, layout
+from strop.plan.gpu_memory import ALLOCATOR_BYTES, kernel_bytes, layer_stream_bytes
 from strop.plan.job import Job
 from strop.plan.machine import Machine, block_rows
 from strop.plan.plan import Plan
@@ -39,6 +41,7 @@ COMPONENTS = (
     "attention and product buffers",
     "sample answers",
     "data",
+    "allocator",
     "loading",
 )
 """The components, in the order that they are shown in."""
@@ -80,19 +83,28 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of = dict.fromkeys(COMPONENTS, 0)
     for slot in layout(spec, work).values():
         bytes_of[slot.component] += slot.bytes
-    bytes_of["runtime"] = max(machine.process_bytes - job.data_bytes, 0)
-    bytes_of["data"] = job.data_bytes
-    bytes_of["base in NF4"] = base_bytes(spec, job.weight_item)
+    in_memory = 0 if plan.on_gpu else job.data_bytes
+    bytes_of["runtime"] = max(machine.process_bytes - in_memory, 0)
+    bytes_of["data"] = in_memory
+    bytes_of["base in NF4"] = _base(job, plan)
     bytes_of["head"] = spec.vocabulary * (spec.hidden * head_item(job, plan) + 4 * spec.head_bias)
     bytes_of["embedding"] = _embedding(job, plan, work)
     bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
     bytes_of["weight buffer"] = buffer_weights(spec, copied=dense == spec.layers) * item
-    bytes_of["adapters and optimiser"] = job.parameters * _ADAPTER_BYTES
+    bytes_of["adapters and optimiser"] = job.parameters * (_ADAPTER_BYTES + (0 if item == 4 else item))
     if item != 4:
         # The logits' gradient goes into the product in the compute dtype.
         bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
     bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
+    if plan.checkpoints == "host" and not plan.on_gpu:
+        whole = min(plan.recompute_layers, spec.layers)
+        bytes_of["saved activations"] += whole * work.tokens * spec.hidden * item
+    if plan.on_gpu:
+        bytes_of["attention and product buffers"] += kernel_bytes(
+            spec, plan, work, workload.longest_sample, workload.most_documents
+        )
+        bytes_of["allocator"] = ALLOCATOR_BYTES
     if plan.device == "cpu" and plan.matmul == "torch":
         bytes_of["attention and product buffers"] += _TORCH_PRODUCT_BYTES
     bytes_of["sample answers"] = answer_bytes(job, plan)
@@ -106,9 +118,12 @@ def loading_peak(job: Job, components: Mapping[str, int]) -> int:
     The head comes first, in the file's dtype beside its copy; the layers' weights one by one, when all else is there.
     """
     spec = job.spec
-    before = components["runtime"] + components["data"] + components["head"]
+    before = components["runtime"] + components["data"] + components["head"] + components["allocator"]
     shapes = [*map(spec.projection_shape, spec.projections), *spec.expert_shapes]
-    largest = max(rows * columns for rows, columns in shapes) * job.weight_item
+    largest = max(rows * columns for rows, columns in shapes)
+    # A GPU quantises in slices, by plain operations that make 16 bytes of a weight on their way.
+    slices = 16 * min(largest, nf4.QUANTIZE_SLICE) if components["allocator"] else 0
+    largest = largest * job.weight_item + slices
     head = spec.vocabulary * spec.hidden * job.head_item
     return before + max(head, components["base in NF4"] + components["embedding"] + largest)
 
@@ -125,6 +140,18 @@ def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     if spec.experts is not None:
         layer += spec.experts.count * sum(nf4_bytes(rows * columns) for rows, columns in spec.expert_shapes)
     return spec.layers * layer + (spec.norm_weights + spec.router_weights) * 4
+
+
+def _base(job: Job, plan: Plan) -> int:
+    """The base on the device: all of it, or two layers' weights and what is not quantised; a CPU has both."""
+    spec, whole = job.spec, base_bytes(job.spec, job.weight_item)
+    if plan.base != "host":
+        return whole
+    shapes = [spec.projection_shape(name) for name in spec.projections]
+    if spec.experts is not None:
+        shapes += [shape for _ in range(spec.experts.count) for shape in spec.expert_shapes]
+    quantised = spec.layers * sum(nf4_bytes(rows * columns) for rows, columns in shapes)
+    return whole - quantised + (2 if plan.on_gpu else 2 + spec.layers) * layer_stream_bytes(spec)
 
 
 def nf4_bytes(weights: int) -> int:
@@ -183,7 +210,9 @@ def _embedding(job: Job, plan: Plan, work: Work) -> int:
     if spec.tied_head:
         return 0 if head_item(job, plan) == work.dtype.itemsize else work.tokens * row
     if plan.embedding == "file":
-        return 2 * work.tokens * row
+        return (1 if plan.on_gpu else 2) * work.tokens * row
+    if plan.embedding == "host" and plan.on_gpu:
+        return work.tokens * row
     return spec.vocabulary * row + (0 if job.embedding_item == work.dtype.itemsize else work.tokens * row)
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from strop.errors import UsageError
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "bfloat16"),
     "head": ("dense", "stored"),
-    "embedding": ("memory", "file"),
+    "embedding": ("memory", "file", "host"),
     "prefixes": ("shared", "repeated"),
     "matmul": ("openblas", "torch"),
+    "attention": ("native", "triton", "varlen", "sdpa", "plain"),
+    "checkpoints": ("device", "host"),
+    "base": ("device", "host"),
 }
 """The levers that are words, and their words."""
 
@@ -50,11 +53,14 @@ class Plan:
         recompute_elementwise: layers above those whose norms and gated products are made a second time.
         dense_layers: layers that keep a dequantised copy of their weights.
         head: "dense" keeps the head in the compute dtype; "stored" as the model's file has it, widened in blocks.
-        embedding: "memory", or "file" where its rows are read when they are needed (a tied one is the head).
+        embedding: "memory", "file" to read rows when needed, "host" for a GPU's on the host (a tied one is the head).
         loss_chunk: learned tokens whose logits exist at one time.
         prefixes: "shared" computes what the samples of a pack begin with once, where no dropout tells them apart.
         matmul: the library of a CPU's float32 products: "openblas" or "torch".
         threads: threads of a CPU.
+        attention: what computes attention on a GPU; a CPU has its own, "native".
+        checkpoints: "device", or "host" where layers that are computed a second time keep their input, for a GPU.
+        base: "device", or "host" to keep it in the machine's memory, whence it comes to a GPU layer by layer.
     """
 
     device: str
@@ -69,6 +75,14 @@ class Plan:
     prefixes: str
     matmul: str
     threads: int
+    attention: str = "native"
+    checkpoints: str = "device"
+    base: str = "device"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a CUDA device computes."""
+        return self.device.startswith("cuda")
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plan.json holds it."""
@@ -103,16 +117,24 @@ class Plan:
             dropout=dropout > 0,
             dense_head=self.head == "dense",
             dtype=getattr(torch, self.dtype),
+            host_inputs=self.checkpoints == "host",
         )
 
 
 LEVERS = {item.name: item.type == "int" for item in fields(Plan)}
 """Every lever, and whether it is a whole number."""
 
+LATER = {item.name: item.default for item in fields(Plan) if item.default is not MISSING}
+"""Levers that older plans do not name, with what they were then."""
+
 
 def plan_from_dict(values: Mapping[str, Any]) -> Plan:
-    """The plan that plan.json holds."""
-    return Plan(**{name: values[name] for name in LEVERS})
+    """The plan that plan.json holds, an older one's too.
+
+    Raises:
+        KeyError: a lever that every plan has is not there.
+    """
+    return Plan(**{name: values.get(name, LATER[name]) if name in LATER else values[name] for name in LEVERS})
 
 
 def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:

@@ -1,10 +1,11 @@
 """Every plan that could be taken, and those that nothing beats in both memory and time.
 
-    packings × ends (head, embedding, loss chunk) × a grid over layers (computed again, made again, dense copies)
+    packings × places (of base and layers' inputs, on a GPU) × ends (head, embedding, loss chunk)
+        × a grid over layers (computed again, made again, dense copies)
 
-For one packing, memory and time are sums over layers: all plans of a model of 32 layers are a few additions of arrays,
-and each is looked at. Where the ends are only shifts both, so that the grid is made once a packing. Models of more than
-64 layers try every second count.
+For one packing and place, memory and time are sums over layers: all plans of a model of 32 layers are a few additions
+of arrays, and each is looked at. Where the ends are only shifts both, so that the grid is made once. Models of more
+than 64 layers try every second count.
 
 Shapes: L layers, R pairs of counts of layers computed or made again, C counts of copies, G plans that are left.
 """
@@ -20,6 +21,7 @@ import numpy as np
 
 from strop.model.workspace import GRADES, layout
 from strop.plan.duration import forecast_time, layer_times, step_parts, totals
+from strop.plan.gpu_memory import host_bytes
 from strop.plan.job import Job
 from strop.plan.machine import Machine
 from strop.plan.memory import buffer_weights, forecast_memory, loading_peak, plan_item, plan_work
@@ -35,6 +37,12 @@ Levers = Mapping[str, "str | int"]
 _CHUNKS = (32, 64, 128, 256, 512, 1024)
 # Counts of layers that are tried: all of them up to here.
 _GRID = 64
+# The share of the machine's free memory that may be pinned for a GPU.
+_HOST_SHARE = 0.8
+# Layers' inputs that are on the device where they are kept outside.
+_ON_DEVICE = 2
+# Pack lengths that are tried at most: a GPU's products go on getting faster.
+_LONGEST, _LONGEST_ON_GPU = 8192, 32768
 # Sharing beginnings has to save this part of all positions.
 _WORTH = 0.005
 
@@ -58,21 +66,72 @@ def front(job: Job, machine: Machine, start: Plan, levers: Levers) -> list[Point
         start: a plan that keeps all and copies nothing; it says device, dtype and threads.
         levers: levers set by hand.
     """
-    found: list[Point] = []
-    for plan, workload in _packings(job, machine, start, levers):
+    found: list[_Family] = []
+    for plan, workload in _places(job, machine, start, levers):
         bytes_G, seconds_G, counts_G3 = _layer_grid(job, plan, workload, machine, levers)
         for ends in _ends(job, plan, workload, levers):
             components = forecast_memory(job, ends, workload, machine)
             shift = sum(components.values()) - components["loading"]
             seconds = seconds_G + sum(forecast_time(job, ends, workload, machine)[1].values())
             total_G = np.maximum(bytes_G + shift, loading_peak(job, components))
-            for index in _undominated(total_G, seconds):
-                whole, elementwise, dense = (int(count) for count in counts_G3[index])
-                layers = {"recompute_layers": whole, "recompute_elementwise": elementwise, "dense_layers": dense}
-                full = replace(ends, **{name: levers.get(name, count) for name, count in layers.items()})  # type: ignore[arg-type]
-                found.append(Point(int(total_G[index]), float(seconds[index]), full, workload))
-    best = _undominated(np.array([p.bytes for p in found], float), np.array([p.seconds for p in found]))
-    return [found[index] for index in best]
+            held_G = _host_holds(job, machine, ends, workload, counts_G3[:, 0])
+            some_G = held_G[_undominated(total_G[held_G], seconds[held_G])]
+            found.append(_Family(ends, workload, total_G[some_G], seconds[some_G], counts_G3[some_G]))
+    bytes_N, seconds_N = (
+        np.concatenate(parts) for parts in zip(*((f.bytes_G, f.seconds_G) for f in found), strict=True)
+    )
+    place_N = np.concatenate([np.full(len(f.bytes_G), number) for number, f in enumerate(found)])
+    first_F = np.cumsum([0, *(len(f.bytes_G) for f in found)])
+    return [
+        found[family].point(int(index - first_F[family]), levers)
+        for index in _undominated(bytes_N, seconds_N)
+        for family in [int(place_N[index])]
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Family:
+    """Plans that differ in their layers alone: `plan` with any of the counts."""
+
+    plan: Plan
+    workload: Workload
+    bytes_G: npt.NDArray[Any]
+    seconds_G: npt.NDArray[Any]
+    counts_G3: npt.NDArray[Any]
+
+    def point(self, index: int, levers: Levers) -> Point:
+        """One of them."""
+        names = ("recompute_layers", "recompute_elementwise", "dense_layers")
+        layers = dict(zip(names, self.counts_G3[index].tolist(), strict=True))
+        plan = replace(self.plan, **{name: levers.get(name, count) for name, count in layers.items()})
+        return Point(int(self.bytes_G[index]), float(self.seconds_G[index]), plan, self.workload)
+
+
+def _places(job: Job, machine: Machine, start: Plan, levers: Levers) -> Iterator[tuple[Plan, Workload]]:
+    """Every packing, with what a GPU may leave in the machine's memory there or here."""
+    words = ("device", "host") if machine.on_gpu and machine.upload else ("device",)
+    bases = [str(levers["base"])] if "base" in levers else words
+    # With two layers or fewer there is nothing to leave outside: two inputs are on the device.
+    inputs = words if job.spec.layers > _ON_DEVICE else words[:1]
+    inputs = (str(levers["checkpoints"]),) if "checkpoints" in levers else inputs
+    for plan, workload in _packings(job, machine, start, levers):
+        for base, checkpoints in combinations(bases, inputs):
+            yield replace(plan, base=base, checkpoints=checkpoints), workload
+
+
+def _host_holds(
+    job: Job, machine: Machine, plan: Plan, workload: Workload, whole_G: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """Of plans with so many layers computed again, those for which the machine's memory has room."""
+    if not machine.on_gpu:
+        return np.arange(len(whole_G))
+    counts = sorted(set(whole_G.tolist())) if plan.checkpoints == "host" else [0]
+    needed = [
+        host_bytes(job, some, plan_work(job, some, workload))
+        for some in (replace(plan, recompute_layers=count) for count in counts)
+    ]
+    fits = np.array(needed) <= machine.host_free_bytes * _HOST_SHARE
+    return np.flatnonzero(fits[np.searchsorted(counts, whole_G)] if len(counts) > 1 else fits[np.zeros_like(whole_G)])
 
 
 def packed(job: Job, plan: Plan) -> Workload:
@@ -91,8 +150,15 @@ def packed(job: Job, plan: Plan) -> Workload:
 
 def _packings(job: Job, machine: Machine, start: Plan, levers: Levers) -> Iterator[tuple[Plan, Workload]]:
     """Every pack length worth trying, with nothing computed again and no copies."""
-    candidates = pack_candidates(job.learned, steps=job.steps, samples_per_step=job.samples_per_step, seed=job.seed)
-    plan = replace(start, **{"pack_tokens": candidates[-1], **_given(levers, "pack_tokens")})
+    candidates = pack_candidates(
+        job.learned,
+        steps=job.steps,
+        samples_per_step=job.samples_per_step,
+        seed=job.seed,
+        longest=_LONGEST_ON_GPU if machine.on_gpu else _LONGEST,
+    )
+    plan = replace(start, attention=str(levers.get("attention", machine.attention)))
+    plan = replace(plan, **{"pack_tokens": candidates[-1], **_given(levers, "pack_tokens")})
     plan = replace(plan, prefixes=_prefixes(job, plan, levers))
     first = packed(job, plan)
     plan = replace(plan, matmul=_matmul(job, plan, first, machine, levers))
@@ -128,7 +194,7 @@ def _ends(job: Job, plan: Plan, workload: Workload, levers: Levers) -> Iterator[
     """Where head and embedding may be, and how the loss may be cut."""
     narrow = plan.dtype == "float32" and job.head_item == 2
     heads = [levers["head"]] if "head" in levers else ["dense", "stored"] if narrow else ["dense"]
-    places = ["memory"] if job.spec.tied_head else ["memory", "file"]
+    places = ["memory"] if job.spec.tied_head else ["memory", "host" if plan.on_gpu else "file"]
     places = [str(levers["embedding"])] if "embedding" in levers else places
     shorter = [size for size in _CHUNKS if size < workload.most_learned]
     chunks = [levers["loss_chunk"]] if "loss_chunk" in levers else _CHUNKS[: len(shorter) + 1]
@@ -153,6 +219,10 @@ def _layer_grid(
     pairs_R2 = np.array(
         sorted({(whole, min(some, layers - whole)) for whole, some in combinations(wholes, elementwises)})
     )
+    if plan.base == "host" and "dense_layers" not in levers:
+        denses = [0]  # a copy takes four times what the layer itself would
+    if plan.checkpoints == "host" and "checkpoints" not in levers and "recompute_layers" not in levers:
+        pairs_R2 = pairs_R2[pairs_R2[:, 0] > _ON_DEVICE]
     place_L = np.arange(layers)
     grade_RL = (place_L < pairs_R2.sum(axis=1)[:, None]).astype(int) + (place_L < pairs_R2[:, :1])
     kept_3L, again = _layer_bytes(job, plan, workload)
@@ -162,7 +232,7 @@ def _layer_grid(
     # From which layer on there is no copy: the sum over the layers from there to the top.
     passes_RL = dequantise_3L[grade_RL, place_L]
     from_RL1 = np.concatenate([np.cumsum(passes_RL[:, ::-1], axis=1)[:, ::-1], np.zeros((len(passes_RL), 1))], axis=1)
-    step_R = again_3L[grade_RL, place_L].sum(axis=1) - dequantise_3L[0].sum()
+    step_R = again_3L[grade_RL, place_L].sum(axis=1) - again_3L[0].sum() - dequantise_3L[0].sum()
     seconds_RC = (step_R[:, None] + from_RL1[:, denses]) * job.steps + _looking_saved(
         job, plan, workload, machine, denses
     )
@@ -193,9 +263,9 @@ def _layer_bytes(job: Job, plan: Plan, workload: Workload) -> tuple[npt.NDArray[
 def _layer_seconds(
     job: Job, plan: Plan, workload: Workload, machine: Machine
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Seconds of a mean step under each grade [3, L]: computing again, and dequantising where there is no copy."""
+    """Seconds of a mean step under each grade [3, L]: computing again and waiting; dequantising without a copy."""
     times = layer_times(job, plan, machine, totals(workload.packs, plan, workload.packed_steps))
-    again = [[layer.again[grade] for layer in times] for grade in GRADES]
+    again = [[layer.again[grade] + layer.waiting[grade] for layer in times] for grade in GRADES]
     passes = [[layer.dequantise + layer.again_dequantise[grade] for layer in times] for grade in GRADES]
     return np.array(again), np.array(passes)
 

@@ -1,103 +1,114 @@
 """How long the parts of a step take on this machine: each is run a few times with made-up numbers.
 
     spec ──▶ its products in both directions, by each library ──▶ floating-point operations per second
-         ──▶ norms, gated product, rotation, attention, loss, NF4, adapters, optimiser ──▶ seconds a number
+         ──▶ what lies between them (`strop.plan.timing_rates`) ──▶ seconds a number
+         ──▶ on a GPU: copies to and from it, and launches
 
-Everything but the products is as fast as memory: a step finds its operands where other layers' have driven them out of
-the caches. So every run takes the next stretch of a ring (`_Ring`) that is larger than the caches are. With one
-operand over and over, norms seemed 4 times as fast as they are in a step, and dequantising 5 times (Zen 5, 32 MiB).
+The same code times both kinds of device: a `Bench` says where the operands lie, how large they are, and by which clock.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import cycle
 from itertools import product as combinations
-from math import prod
 
 import psutil
 import torch
-from torch import Tensor
 
-from strop.kernels import blas, library, nf4
-from strop.kernels.attention import Span, attend, attend_backward
-from strop.kernels.cross_entropy import softmax_gradient_
-from strop.kernels.dropout import dropout_into, token_keys
-from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.kernels.rms_norm import normalize, normalize_backward
-from strop.kernels.rope import rotate_
-from strop.kernels.swiglu import gate, gate_backward_
-from strop.kernels.widen import widen
+from strop.kernels import blas, library
+from strop.kernels.rms_norm import normalize
 from strop.model.spec import DecoderSpec
+from strop.plan import gpu
 from strop.plan.allocator import return_large_blocks
-from strop.plan.machine import Machine, Rates, Shape, block_rows
+from strop.plan.bench import Bench
+from strop.plan.clocks import EventClock, wall_clock
+from strop.plan.machine import Machine, Shape, block_rows
+from strop.plan.timing_rates import fastest_attention, rates
 
 # Seconds that all matrix products together may take, and the repetitions of one operation.
 _PRODUCTS_SECONDS = 1.6
 _SECONDS = 0.02
-# Numbers of an operation's largest operand, and of the ring: 16 and 96 MiB in float32.
+# Numbers of an operation's largest operand; the ring holds six: 96 MiB in float32 on a CPU, 384 MiB in bfloat16 on a
+# GPU, whose cache holds 50 MB.
 _NUMBERS = 1 << 22
-_RING = 6 * _NUMBERS
-_DOCUMENTS = (64, 512)  # lengths of documents that attention is timed on
+_GPU_NUMBERS = 1 << 25
+# Rows that a GPU's products are timed with.
+_GPU_ROWS = (1024, 8192)
+_COPIED_BYTES = 1 << 28
+_LAUNCHES = 256
 
 
 def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...], threads: int) -> Machine:
     """The machine with its rates, for a model on the CPU."""
     return_large_blocks()
+    bench = Bench(torch.device("cpu"), torch.float32, _NUMBERS, _SECONDS, wall_clock)
     with _threads(threads), torch.no_grad():
         matmul = _products(spec, dtypes)
-        rates = _rates(spec, rank)
-        bandwidth = _bandwidth()
+        measured = rates(spec, rank, bench)
+        bandwidth = _bandwidth(bench, 1 << 26)
     held = int(psutil.Process().memory_info().rss)
     return replace(
         machine,
         matmul=matmul,
-        rates=rates,
+        rates=measured,
         bandwidth=bandwidth,
         library_bytes=max(0, held - machine.process_bytes),
     )
 
 
-def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...]) -> Machine:
-    """The machine with its rates, for a model on a GPU: products are timed, the rest is what its memory can do."""
-    matmul: dict[str, dict[str, dict[Shape, float]]] = {"torch": {}}
-    for dtype, (inputs, outputs), rows in combinations(dtypes, sorted(_weights(spec)), (1024, 8192)):
-        for forward in (True, False):
-            shape = _shape(rows, inputs, outputs, forward=forward)
-            kind = getattr(torch, dtype)
-            a_MK = torch.empty(shape.m, shape.k, dtype=kind, device=machine.device).normal_()
-            b_KN = torch.empty(outputs, inputs, dtype=kind, device=machine.device).normal_()
-            seconds = _gpu_seconds(lambda a=a_MK, b=b_KN.T if forward else b_KN: a @ b)  # type: ignore[misc]
-            matmul["torch"].setdefault(dtype, {})[shape] = 2.0 * shape.m * shape.k * shape.n / seconds
-    source = torch.empty(1 << 28, dtype=torch.uint8, device=machine.device).zero_()
-    bandwidth = 2.0 * source.nbytes / _gpu_seconds(source.clone)
-    byte = 1.0 / bandwidth
-    pair = 4.0 * spec.heads * spec.head_size / max(matmul["torch"][dtypes[0]].values())
-    rates = Rates(
-        dequantise=2.6 * byte,
-        quantise=20 * byte,
-        widen=6 * byte,
-        norm=12 * byte,
-        norm_backward=24 * byte,
-        gate=12 * byte,
-        gate_backward=24 * byte,
-        rotate=8 * byte,
-        dropout=12 * byte,
-        softmax=20 * byte,
-        attend=16 * byte * spec.heads * spec.head_size,
-        attend_pair=2 * pair,
-        attend_backward=32 * byte * spec.heads * spec.head_size,
-        attend_backward_pair=5 * pair,
-        adapter=4 * byte / rank,
-        adapter_backward=6 * byte / rank,
-        optimise=40 * byte,
-        answer=2 * byte,
+def time_gpu(
+    machine: Machine,
+    spec: DecoderSpec,
+    rank: int,
+    dtypes: tuple[str, ...],
+    bench: Bench | None = None,
+    held: Callable[[], int] | None = None,
+) -> Machine:
+    """The machine with its rates, for a model on a GPU.
+
+    Args:
+        machine: as it was looked at.
+        spec: the model.
+        rank: of the adapters.
+        dtypes: of the products.
+        bench: where and how to time; by default on the machine's device by its own events.
+        held: what this process holds of the device's memory; by default as the driver says.
+    """
+    bench = bench or _gpu_bench(machine, getattr(torch, dtypes[0]))
+    with torch.no_grad():
+        matmul = {"torch": {dtype: _gpu_products(spec, getattr(torch, dtype), bench) for dtype in dtypes}}
+        attention, attention_rates = fastest_attention(spec, bench)
+        measured = replace(rates(spec, rank, bench), **attention_rates)
+        bandwidth = _bandwidth(bench, 2 * bench.numbers)
+        upload, download = _link(bench)
+        launch = launch_seconds(bench)
+    return replace(
+        machine,
+        matmul=matmul,
+        rates=measured,
+        bandwidth=bandwidth,
+        upload=upload,
+        download=download,
+        launch=launch,
+        attention=attention,
+        library_bytes=max(0, (held or (lambda: _left(machine.device)))() - machine.process_bytes),
     )
-    return replace(machine, matmul=matmul, rates=rates, bandwidth=bandwidth)
+
+
+def _gpu_bench(machine: Machine, dtype: torch.dtype) -> Bench:
+    """Operands beyond the caches of any card, or what a small one has room for."""
+    numbers = min(_GPU_NUMBERS, machine.free_bytes // 64)
+    return Bench(torch.device(machine.device), dtype, numbers, _SECONDS, EventClock())
+
+
+def _left(device: str) -> int:
+    """What stays held once what was timed is gone: the context, and the workspaces of libraries."""
+    gpu.give_back(device)
+    gpu.forget_peak(device)
+    return gpu.used_bytes(device)
 
 
 def _weights(spec: DecoderSpec) -> set[tuple[int, int]]:
@@ -125,243 +136,76 @@ def _products(spec: DecoderSpec, dtypes: tuple[str, ...]) -> dict[str, dict[str,
 
 
 def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, seconds: float) -> dict[Shape, float]:
-    weight_OI = torch.full((outputs, inputs), 0.5, dtype=dtype)
-    width, columns = (inputs, outputs) if forward else (outputs, inputs)
-
-    def timed(rows: int, seconds: float) -> float:
-        a_MK, out_MN = torch.full((rows, width), 0.5, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
-        return _typical(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
-
+    bench = Bench(torch.device("cpu"), dtype, 0, seconds, wall_clock)
     # Three repetitions of the many rows, and a quarter of that for the few.
-    rows, trial = 64, timed(64, 0.002)
+    rows, trial = 64, _product_seconds(bench, 64, inputs, outputs, forward, 0.002)
     while rows < 1024 and trial * 2 * 3.75 < seconds:
         rows, trial = rows * 2, trial * 2
-    points = {count: timed(count, seconds / 2) for count in (rows // 4, rows)}
+    points = {
+        count: _product_seconds(bench, count, inputs, outputs, forward, seconds / 2) for count in (rows // 4, rows)
+    }
     return {
         _shape(count, inputs, outputs, forward=forward): 2.0 * count * inputs * outputs / each
         for count, each in points.items()
     }
 
 
-def _rates(spec: DecoderSpec, rank: int) -> Rates:
-    ring = _Ring()
-    attention, backward = _attention(spec, ring)
-    adapter, adapter_backward = _adapter(spec, rank, ring)
-    return Rates(
-        **_nf4(spec, ring),
-        **_element_wise(spec, ring),
-        softmax=_softmax(spec, ring),
-        attend=attention[0],
-        attend_pair=attention[1],
-        attend_backward=backward[0],
-        attend_backward_pair=backward[1],
-        adapter=adapter,
-        adapter_backward=adapter_backward,
-        optimise=_optimise(ring),
-        answer=_answer(spec, ring),
-    )
-
-
-class _Ring:
-    """Memory whose stretches are taken in turn, so that each is out of the caches when its turn comes again."""
-
-    def __init__(self) -> None:
-        self._memory, self._at = _numbers(_RING), 0
-
-    def take(self, *shape: int) -> Tensor:
-        """The next stretch; what an earlier run wrote to it is still there."""
-        count = prod(shape)
-        if count > len(self._memory):
-            return _numbers(*shape)
-        if self._at + count > len(self._memory):
-            self._at = 0
-        self._at += count
-        return self._memory[self._at - count : self._at].view(shape)
-
-    def time(self, run: Callable[[], object]) -> float:
-        """Seconds of a run, over ordinary numbers: denormal ones, which some operations end in, would be slow."""
-        self._memory.fill_(0.5)
-        return _typical(run)
-
-
-def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
-    rows = max(64, min(block_rows(spec.hidden), _NUMBERS // spec.hidden))
-    half_OI = _numbers(rows, spec.hidden).bfloat16()
-    count, layers = half_OI.numel(), cycle(_made_up_layers(spec))
-    weights = spec.linear_weights // spec.layers
-
-    def dequantise() -> None:
-        for group in next(layers):
-            for _ in group.blocks(torch.float32):
-                pass
-
+def _gpu_products(spec: DecoderSpec, dtype: torch.dtype, bench: Bench) -> dict[Shape, float]:
+    """Rates of the model's products in both layouts, at two counts of rows."""
+    there = replace(bench, dtype=dtype)
     return {
-        "dequantise": _typical(dequantise) / weights,
-        "quantise": _typical(lambda: nf4.quantize(half_OI)) / count,
-        "widen": ring.time(lambda: widen(half_OI, ring.take(rows, spec.hidden))) / count,
+        _shape(rows, inputs, outputs, forward=forward): 2.0
+        * (rows * inputs * outputs)
+        / _product_seconds(there, rows, inputs, outputs, forward, bench.seconds)
+        for (inputs, outputs), rows, forward in combinations(sorted(_weights(spec)), _GPU_ROWS, (True, False))
     }
 
 
-def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
-    """Groups of a layer's weights in NF4, so many layers that they are out of the caches when they come again."""
-    size = spec.linear_weights // spec.layers // 2
-    buffer = WeightBuffer()
-    return [
-        [FrozenGroup([made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
-        for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
-    ]
+def _product_seconds(bench: Bench, rows: int, inputs: int, outputs: int, forward: bool, seconds: float) -> float:
+    """Seconds of a product of a frozen weight [outputs, inputs] in one direction."""
+    # Random numbers on a GPU: with equal ones it draws less power and runs faster than it ever will.
+    weight_OI = _operand(bench, outputs, inputs)
+    width, columns = (inputs, outputs) if forward else (outputs, inputs)
+    a_MK, out_MN = _operand(bench, rows, width), bench.full(rows, columns)
+    return bench.clock(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
 
 
-def made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:
-    """A weight in NF4 that was never any other: to be timed, not to be right."""
-    blocks = -(-shape[0] * shape[1] // nf4.BLOCK)
-    return nf4.NF4Tensor(
-        torch.full((-(-shape[0] * shape[1] // 2),), 0x5A, dtype=torch.uint8),
-        torch.full((blocks,), 0x5A, dtype=torch.uint8),
-        torch.ones(-(-blocks // nf4.NESTED_BLOCK)),
-        torch.tensor(0.5),
-        shape,
-    )
+def _operand(bench: Bench, rows: int, columns: int) -> torch.Tensor:
+    return bench.full(rows, columns) if bench.device.type == "cpu" else bench.full(rows, columns).normal_()
 
 
-def _element_wise(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
-    width, middle, head = spec.hidden, spec.intermediate, spec.head_size
-    heads = spec.heads + spec.kv_heads
-    rows, gated_rows, head_rows = _rows(width), _rows(2 * middle), _rows(heads * head)
-    take = ring.take
-    cos_TE, sin_TE = _numbers(head_rows, head // 2), _numbers(head_rows, head // 2)
-    weight_D, places_T = _numbers(width), torch.arange(rows)
-    keys_T = token_keys(1, places_T, places_T)
-
-    def norm_backward() -> None:
-        normalize_backward(take(rows, width), take(rows, width), weight_D, 1e-5, take(rows, width))
-
-    seconds = {
-        "norm": ring.time(lambda: normalize(take(rows, width), weight_D, 1e-5, take(rows, width))),
-        "norm_backward": ring.time(norm_backward),
-        "gate": ring.time(lambda: gate(take(gated_rows, 2 * middle), take(gated_rows, middle))),
-        "gate_backward": ring.time(lambda: gate_backward_(take(gated_rows, middle), take(gated_rows, 2 * middle))),
-        "rotate": ring.time(lambda: rotate_(take(head_rows, heads, head), cos_TE, sin_TE)),
-        "dropout": ring.time(lambda: dropout_into(take(rows, width), keys_T, 7, 0.1, take(rows, width))),
-    }
-    numbers = dict.fromkeys(seconds, rows * width)
-    numbers["gate"] = numbers["gate_backward"] = gated_rows * middle
-    numbers["rotate"] = head_rows * heads * head
-    return {name: each / numbers[name] for name, each in seconds.items()}
+def _bandwidth(bench: Bench, count: int) -> float:
+    """Bytes per second, read and written, of a copy in the device's memory."""
+    source = torch.empty(count, dtype=torch.uint8, device=bench.device).zero_()
+    target = torch.empty(count, dtype=torch.uint8, device=bench.device)
+    return 2.0 * source.numel() / bench.clock(lambda: target.copy_(source), bench.seconds)
 
 
-def _softmax(spec: DecoderSpec, ring: _Ring) -> float:
-    rows = max(1, min(256, _NUMBERS // spec.vocabulary))
-    targets_N = torch.zeros(rows, dtype=torch.int64)
-    return ring.time(lambda: softmax_gradient_(ring.take(rows, spec.vocabulary), targets_N)) / (rows * spec.vocabulary)
+def _link(bench: Bench) -> tuple[float, float]:
+    """Bytes per second from the machine's pinned memory to the device, and back."""
+    count = min(_COPIED_BYTES, 8 * bench.numbers)
+    pinned = bench.device.type == "cuda"
+    host = torch.zeros(count, dtype=torch.uint8, pin_memory=pinned)
+    there = torch.zeros(count, dtype=torch.uint8, device=bench.device)
+    up = bench.clock(lambda: there.copy_(host, non_blocking=pinned), bench.seconds)
+    down = bench.clock(lambda: host.copy_(there, non_blocking=pinned), bench.seconds)
+    return count / up, count / down
 
 
-def _attention(spec: DecoderSpec, ring: _Ring) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(a position, a pair) forward and backward: from short documents and from long ones of as many positions."""
-    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    width, longest = queries + 2 * keys, max(_DOCUMENTS)
-    rows = max(longest, min(2048, _NUMBERS // width) // longest * longest)
-    sums_HT = torch.empty(spec.heads, rows)
-    shape, take = (spec.heads, spec.kv_heads), ring.take
-    points = []
-    for length in _DOCUMENTS:
-        spans = [Span(start, start + length, start, start) for start in range(0, rows, length)]
+def launch_seconds(bench: Bench, now: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that the host takes for an operation of the engine too small for the device to notice."""
+    x_TD, out_TD, weight_D = bench.full(1, 64), bench.full(1, 64), bench.full(64, dtype=torch.float32)
+    a_MK, b_KN, c_MN = bench.full(1, 64), bench.full(64, 64), bench.full(1, 64)
 
-        def forward(spans: list[Span] = spans) -> None:
-            attend(take(rows, width), spans, *shape, take(rows, queries), sums_HT)
+    def run() -> None:
+        normalize(x_TD, weight_D, 1e-5, out_TD)
+        blas.product(a_MK, b_KN, c_MN)
 
-        def backward(spans: list[Span] = spans) -> None:
-            given = take(rows, width), take(rows, queries), take(rows, queries)
-            attend_backward(*given, sums_HT, spans, *shape, take(rows, width))
-
-        points.append((rows * (length + 1) // 2, ring.time(forward), ring.time(backward)))
-    (few, *short), (many, *long) = points
-    fits = []
-    for near, far in zip(short, long, strict=True):
-        pair = max((far - near) / (many - few), 0.1 * far / many)
-        fits.append((max(near - pair * few, 0.0) / rows, pair))
-    return fits[0], fits[1]
-
-
-def _adapter(spec: DecoderSpec, rank: int, ring: _Ring) -> tuple[float, float]:
-    """A multiplication and addition of the products of an adapter on a square projection, forward and backward."""
-    rows, width = _rows(spec.hidden), spec.hidden
-    a_RI, b_OR, down_TR, back_TR = _numbers(rank, width), _numbers(width, rank), *_numbers(2, rows, rank)
-    grad_b_OR, grad_a_RI = torch.zeros(width, rank), torch.zeros(rank, width)
-
-    def forward() -> None:
-        blas.product(ring.take(rows, width), a_RI, down_TR, transpose_b=True)
-        blas.product(down_TR, b_OR, ring.take(rows, width), transpose_b=True, alpha=1e-3, add=True)
-
-    def backward() -> None:
-        x_TI, grad_TO = ring.take(rows, width), ring.take(rows, width)
-        blas.product(x_TI, a_RI, down_TR, transpose_b=True)
-        blas.product(grad_TO, b_OR, back_TR)
-        blas.product(grad_TO, down_TR, grad_b_OR, transpose_a=True, add=True)
-        blas.product(back_TR, x_TI, grad_a_RI, transpose_a=True, add=True)
-        blas.product(back_TR, a_RI, ring.take(rows, width), alpha=1e-3, add=True)
-
-    sizes = rows * width * rank
-    return ring.time(forward) / (2 * sizes), ring.time(backward) / (5 * sizes)
-
-
-def _optimise(ring: _Ring) -> float:
-    """A parameter: the norm of its gradient, the scaling, and AdamW as `strop.training.optimizer` calls it."""
-    count, steps = 1 << 18, [torch.ones(())]
-    rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
-    as_is = {"amsgrad": False, "maximize": False}
-
-    def move() -> None:
-        parameter, grad, first, second = (ring.take(count) for _ in range(4))
-        grad.mul_(1.0 / max(1.0, float(torch.linalg.vector_norm(grad))))
-        torch._fused_adamw_([parameter], [grad], [first], [second], [], steps, **rates, **as_is)  # type: ignore[call-overload]
-
-    return ring.time(move) / count
-
-
-def _answer(spec: DecoderSpec, ring: _Ring) -> float:
-    """A weight of a product with a token of each of three answers: the weights come from memory."""
-    x_BI, columns = _numbers(3, spec.hidden), _NUMBERS // spec.hidden
-    out_BO = torch.empty(3, columns)
-    take = ring.take
-    return ring.time(lambda: blas.product(x_BI, take(columns, spec.hidden), out_BO, transpose_b=True)) / (
-        columns * spec.hidden
-    )
-
-
-def _bandwidth() -> float:
-    source, target = torch.empty(1 << 26, dtype=torch.uint8).zero_(), torch.empty(1 << 26, dtype=torch.uint8)
-    return 2.0 * source.numel() / _typical(lambda: target.copy_(source))
-
-
-def _numbers(*shape: int) -> Tensor:
-    return torch.full(shape, 0.5)
-
-
-def _rows(width: int) -> int:
-    return max(64, min(2048, _NUMBERS // width))
-
-
-def _typical(run: Callable[[], object], seconds: float = _SECONDS) -> float:
-    """Seconds of the middle one of a few runs; the first does not count where there is time for another."""
-    found: list[float] = []
-    began = time.perf_counter()
-    while True:
-        start = time.perf_counter()
+    run()
+    began = now()
+    for _ in range(_LAUNCHES // 2):
         run()
-        end = time.perf_counter()
-        found.append(end - start)
-        # A machine that is busy with something else must not hold up the plan: three times the time is the end of it.
-        if end - began >= (seconds if len(found) > 3 else 3 * seconds):
-            return statistics.median(found[1:] or found)
-
-
-def _gpu_seconds(run: Callable[[], object]) -> float:
-    def whole() -> None:
-        run()
-        torch.cuda.synchronize()
-
-    return _typical(whole)
+    return (now() - began) / _LAUNCHES
 
 
 @contextmanager

@@ -39,12 +39,14 @@ class Packs:
         learned_P: learned tokens.
         pairs_P: pairs of a position and one that it sees: what attention multiplies.
         read_tokens: tokens of the samples, each counted once a sample.
+        documents_P: documents; None where nobody counted.
     """
 
     tokens_P: npt.NDArray[np.int64]
     learned_P: npt.NDArray[np.int64]
     pairs_P: npt.NDArray[np.int64]
     read_tokens: int
+    documents_P: npt.NDArray[np.int64] | None = None
 
     def chunks(self, size: int) -> int:
         """Chunks of ``size`` learned tokens that the loss is computed in."""
@@ -94,6 +96,12 @@ class Workload:
     def learned_tokens(self) -> float:
         """Learned tokens of a mean step."""
         return float(self.packs.learned_P.sum()) / self.packed_steps
+
+    @property
+    def most_documents(self) -> int:
+        """Documents of the pack that has most of them, of those that were packed."""
+        counts = [part.documents_P for part in (self.packs, self.held_out) if part.documents_P is not None]
+        return max((int(count_P.max(initial=1)) for count_P in counts), default=1)
 
     @property
     def packs_per_step(self) -> float:
@@ -187,13 +195,17 @@ def pack_candidates(
 
 
 def _packs(packs: Iterable[Pack]) -> Packs:
-    tokens, learned, pairs, read = [], [], [], 0
+    tokens, learned, pairs, documents, read = [], [], [], [], 0
     for one in packs:
         tokens.append(len(one))
         learned.append(one.learned_tokens)
         pairs.append(sum(_pairs(end - start, last - first) for start, end, first, last in one.spans))
+        documents.append(len(one.spans))
         read += one.read_tokens
-    return Packs(np.array(tokens, np.int64), np.array(learned, np.int64), np.array(pairs, np.int64), read)
+    tokens_P, learned_P, pairs_P, documents_P = (
+        np.array(counts, np.int64) for counts in (tokens, learned, pairs, documents)
+    )
+    return Packs(tokens_P, learned_P, pairs_P, read, documents_P)
 
 
 def _pairs(document: int, prefix: int) -> int:

@@ -47,6 +47,11 @@ def savings(plan: Mapping[str, Any]) -> str:
         given_up.append("head widened in blocks")
     if plan.get("embedding") == "file":
         given_up.append("embedding read from the file")
+    held = {"embedding": "embedding", "checkpoints": "layers' inputs", "base": "base"}
+    outside = [words for name, words in held.items() if plan.get(name) == "host"]
+    if outside:
+        *first, last = outside
+        given_up.append(f"{', '.join(first)}{' and ' if first else ''}{last} in the machine's memory")
     dense = _count(plan, "dense_layers")
     copies = [f"{_layers(dense)} dequantised in memory"] if dense else []
     return _joined([*(given_up or ["everything kept"]), *copies])
@@ -59,6 +64,8 @@ def _processor(plan: Mapping[str, Any]) -> list[str]:
         words.append("1 thread" if threads == 1 else f"{whole(threads)} threads")
         matmul = _word(plan, "matmul")
         words.append(f"products by {matmul}" if matmul else "")
+    elif _word(plan, "attention") not in ("", "native"):
+        words.append(f"attention by {_word(plan, 'attention')}")
     return words
 
 
@@ -77,7 +84,8 @@ def _backward(plan: Mapping[str, Any]) -> list[str]:
         return []
     words = []
     if whole_layers:
-        words.append(f"{_layers(whole_layers)} from the bottom computed a second time")
+        where = ", from inputs in the machine's memory" if plan.get("checkpoints") == "host" else ""
+        words.append(f"{_layers(whole_layers)} from the bottom computed a second time{where}")
     if elementwise:
         above = " above them" if whole_layers else " from the bottom"
         words.append(f"{_layers(elementwise)}{above} with norms and gated products made a second time")
@@ -88,7 +96,9 @@ def _weights(plan: Mapping[str, Any]) -> list[str]:
     dense = _count(plan, "dense_layers")
     if dense is None:
         return []
-    return ["4 bits", f"{_layers(dense)} with a dequantised copy" if dense else "dequantised where they are used"]
+    copies = f"{_layers(dense)} with a dequantised copy" if dense else "dequantised where they are used"
+    outside = ["in the machine's memory, brought layer by layer"] if plan.get("base") == "host" else []
+    return ["4 bits", *outside, copies]
 
 
 def _head(plan: Mapping[str, Any]) -> list[str]:
@@ -101,7 +111,11 @@ def _head(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _embedding(plan: Mapping[str, Any]) -> list[str]:
-    places = {"memory": "in memory", "file": "rows read from the model's file where they are needed"}
+    places = {
+        "memory": "in memory",
+        "file": "rows read from the model's file where they are needed",
+        "host": "in the machine's memory, rows brought where they are needed",
+    }
     return [places.get(_word(plan, "embedding"), "")]
 
 

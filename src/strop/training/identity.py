@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import InputError, UsageError
-from strop.plan.plan import Plan
+from strop.plan.plan import LATER, Plan
 from strop.recipe import Recipe
 from strop.recipe.fields import FIELDS
 from strop.recipe.write import value_at
@@ -41,8 +41,9 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def plan_identity(plan: Plan) -> dict[str, Any]:
-    """A plan's hash."""
-    return {"sha256": _sha256(plan.as_dict())}
+    """A plan's hash; levers that older plans do not name count only where they are turned."""
+    levers = plan.as_dict()
+    return {"sha256": _sha256({name: value for name, value in levers.items() if value != LATER.get(name)})}
 
 
 def check_accepted(names: Collection[str]) -> None:

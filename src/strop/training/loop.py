@@ -26,6 +26,7 @@ from strop.training.schedule import learning_rate, total_steps
 from strop.training.shortage import dry_run, with_enough_memory
 from strop.training.state import Training
 from strop.training.step import StepResult, accumulate_gradients
+from strop.training.tuning import tuning_files
 from strop.training.watch import watch
 
 
@@ -163,6 +164,7 @@ def _save(training: Training, step: int, needed: bool = False) -> bool:
     files = {
         **adapter_files(training.adapter, training.base, training.engine.decoder.spec),
         **training.optimizer.files(),
+        **tuning_files(),
     }
     identity = {**training.identity, "plan": plan_identity(training.plan)}
     try:

@@ -13,6 +13,7 @@ import torch
 from strop.data.examples import Dataset
 from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
+from strop.kernels import select
 from strop.model.general.spec import GeneralSpec
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan
@@ -97,11 +98,21 @@ def _histogram(dataset: Dataset) -> dict[str, list[int]]:
 def _device_facts(plan: Plan) -> dict[str, Any]:
     import psutil
 
-    name = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else platform.processor()
+    name, of_gpu = platform.processor(), {}
+    if plan.on_gpu:
+        card = torch.cuda.get_device_properties(plan.device)
+        name = card.name
+        of_gpu = {
+            "capability": f"{card.major}.{card.minor}",
+            "gpu_memory_bytes": card.total_memory,
+            "cuda": torch.version.cuda,
+            "kernels": select.describe(torch.device(plan.device)),
+        }
     return {
         "device": plan.device,
         "name": name or platform.machine(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": psutil.cpu_count(logical=False),
         "memory_bytes": psutil.virtual_memory().total,
+        **of_gpu,
     }

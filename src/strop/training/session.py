@@ -43,6 +43,7 @@ from strop.training.record import write_record
 from strop.training.schedule import total_steps
 from strop.training.state import Training, work_of
 from strop.training.stop import StopRequest
+from strop.training.tuning import take_up_tuning
 from strop.training.watch import choose_questions
 
 
@@ -272,10 +273,6 @@ def _load(
     """Loads the base and makes the adapter, or takes it up where a checkpoint left it."""
     recipe, plan = inputs.recipe, choice.forecast.plan
     use_processor(plan)
-    if plan.device.startswith("cuda"):
-        # Attention's backward pass and scatters may sum in any order on a GPU unless they are told not to.
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # set through a property
     decoder = load_any(
         inputs.folder,
         plan.device,
@@ -283,6 +280,7 @@ def _load(
         progress=journal.progress("loading the base in NF4"),
         head=plan.head,
         embedding=plan.embedding,
+        base=plan.base,
     )
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
@@ -313,6 +311,7 @@ def _take_up(spec: AnySpec, adapter: Adapter, optimizer: Optimizer, checkpoint: 
     tensors = read_tensors(weights)
     load_matrices(adapter, from_tree(spec, tensors, adapter.targets, adapter.rank), weights)
     optimizer.read(checkpoint.path, checkpoint.step)
+    take_up_tuning(checkpoint.path)
 
 
 def _new_adapter(inputs: Inputs, device: torch.device) -> Adapter:

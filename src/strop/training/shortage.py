@@ -17,6 +17,7 @@ import torch
 
 from strop.errors import BudgetError
 from strop.model.batch import Batch
+from strop.plan import gpu
 from strop.plan.apply import make_engine
 from strop.plan.choose import leaner, packing_of
 from strop.plan.workload import Workload
@@ -36,6 +37,7 @@ def dry_run(training: Training, step: int) -> None:
         BudgetError: not even the leanest plan fits.
     """
     budget = training.choice.budget_bytes
+    gpu.give_back(str(training.engine.device))  # what loading needed and training does not
     while True:
         began = time.perf_counter()
         with_enough_memory(training, step, lambda: _largest_pack(training))
@@ -87,6 +89,7 @@ def _go_leaner(training: Training, step: int, reason: str) -> None:
     decoder = training.engine.decoder
     # The old engine's memory has to be gone before the new one's is made.
     training.engine.release()
+    gpu.give_back(str(decoder.device))
     training.forecast = found
     training.engine = make_engine(decoder, found.plan, work_of(training.choice, found.plan, training.adapter))
     try:

@@ -3,8 +3,8 @@
     loss of the step = Σ weight · loss / Σ weight, both over the learned tokens of all packs
 
 Where each token weighs 1 that is the mean over the learned tokens. The sum of the weights is known before the first
-pack runs, so each pack's summed loss is divided by it on its way back and nothing is divided twice. Nothing moves
-before the loss and the gradients are known to be finite.
+pack runs, so each pack's summed loss is divided by it on its way back and nothing is divided twice. Losses and norm are
+read once, together, when everything has been launched; nothing moves before they are known to be finite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from strop.data.packing import Pack
 from strop.kernels.random import key
-from strop.model.batch import Batch, make_batch
+from strop.model.batch import Batch, make_batch, uploads
 from strop.model.lora import Adapter
 from strop.model.paths import AnyDecoder, AnyEngine
 from strop.training.guards import NotFinite
@@ -72,17 +72,18 @@ def accumulate_gradients(
         NotFinite: the loss or a gradient is NaN or infinite; nothing has moved.
     """
     weight = sum(pack.weight for pack in packs)
-    loss_sum = 0.0
     step_key = key(seed, "dropout", step)
     grads = adapter.zero_gradients()
-    for pack in packs:
-        batch = make_batch(pack, engine.device)
-        loss_sum += engine.gradients(batch, adapter, weight, step_key)
-        if not isfinite(loss_sum):
-            where = first_not_finite(engine.decoder, batch, adapter, step_key)
-            raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D], step, where)
+    losses = [engine.gradients(batch, adapter, weight, step_key) for batch in uploads(packs, engine.device)]
     norm = torch.nn.utils.get_total_norm(grads)
-    grad_norm = norm.item()
+    # A GPU is waited for here, and nowhere else in a step.
+    *pack_losses, grad_norm = torch.stack([*losses, norm.double()]).tolist()
+    loss_sum = 0.0
+    for pack, loss in zip(packs, pack_losses, strict=True):
+        loss_sum += loss
+        if not isfinite(loss_sum):
+            where = first_not_finite(engine.decoder, make_batch(pack, engine.device), adapter, step_key)
+            raise NotFinite("loss", [int(sample) for sample in pack.sample_ids_D], step, where)
     if not isfinite(grad_norm):
         named = adapter.named().items()
         first = next((name for name, m in named if m.grad is not None and not m.grad.isfinite().all()), "all gradients")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from strop.model.batch import Batch
 from strop.model.general.decoder import GeneralDecoder
@@ -37,11 +38,11 @@ class GeneralEngine:
         """There is nothing to give back: autograd's memory ends with each pass."""
 
     @torch.no_grad()
-    def loss(self, batch: Batch, adapter: Adapter | None) -> float:
-        """Summed loss of a pack's learned tokens, each times its weight, dropout off."""
-        return self.decoder.loss(batch, adapter).item()
+    def loss(self, batch: Batch, adapter: Adapter | None) -> Tensor:
+        """Summed loss of a pack's learned tokens, each times its weight, dropout off: a float64 scalar."""
+        return self.decoder.loss(batch, adapter).double()
 
-    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> float:
+    def gradients(self, batch: Batch, adapter: Adapter, weight: float, step_key: int | None = None) -> Tensor:
         """Adds a pack's share of the step's gradients to ``grad`` of the adapter's matrices, which must exist.
 
         Args:
@@ -51,9 +52,9 @@ class GeneralEngine:
             step_key: 32 bits that stand for (seed, step) and turn dropout on; None turns it off.
 
         Returns:
-            The pack's summed loss, each token's times its weight.
+            The pack's summed loss, each token's times its weight: a float64 scalar on the device.
         """
-        decoder, total = self.decoder, 0.0
+        decoder, total = self.decoder, torch.zeros((), dtype=torch.float64, device=self.device)
         for one in decoder.passes(batch):
             if not len(one.rows_N):
                 continue
@@ -61,5 +62,5 @@ class GeneralEngine:
             with torch.enable_grad(), decoder.running.using(adapter, decoder.drop_keys(one, adapter, step_key)):
                 loss = decoder.pass_loss(one, adapter, step_key)
                 (loss / weight).backward()
-            total += loss.item()
+            total += loss.detach()
         return total
