@@ -33,6 +33,9 @@ GENERAL: Mapping[str, str | int] = {
     "embedding": "memory",
     "prefixes": "repeated",
     "matmul": "torch",
+    "attention": "native",
+    "checkpoints": "device",
+    "base": "device",
 }
 """Levers that the general path has not, and what they are there."""
 
