@@ -97,6 +97,12 @@ def test_code_beside_a_model_that_transformers_has_is_never_imported(neox: Path,
     assert not [name for name in sys.modules if "modeling_evil" in name]
 
 
+def test_sizes_of_experts_and_infinity_are_honest(neox: Path):
+    """What a Nemotron's and a Falcon H1's config hold."""
+    settings: dict[str, Any] = {"moe_shared_expert_intermediate_size": 7688, "limit": [0.0, {"__float__": "Infinity"}]}
+    assert open_tensors(edit(neox, **settings)).spec.layers == 3
+
+
 def test_pickled_weights_are_never_opened(neox: Path):
     (neox / "model.safetensors").rename(neox / "pytorch_model.bin")
     assert "never opened" in refused(neox)

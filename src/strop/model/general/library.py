@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ INSTALL = "pip install 'strop[general]'"
 # Keys that say how, not what, or where code is: implementations by name can be repositories of kernels.
 _NOT_THEIRS = ("auto_map", "custom_pipelines", "quantization_config", "_name_or_path", "use_cache", "kernel_config")
 _IMPLEMENTATION = "_implementation"
-# Bounds of whole numbers by a word of their key: beyond them transformers would make modules or tables without end.
-_LARGEST = {"expert": 4096, "position": 1 << 24, "": 1 << 31}
+_FLOATS = ("Infinity", "-Infinity", "NaN")
+# Bounds of whole numbers by their key: beyond them transformers would make modules or tables without end.
+_LARGEST = {re.compile(r"(^|_)n(um)?(_\w+)?_experts"): 4096, re.compile("position"): 1 << 24, re.compile(""): 1 << 31}
 
 
 def require_known(config: Mapping[str, Any], place: Path) -> str:
@@ -120,7 +122,7 @@ def _numbers_and_names(config: Mapping[str, Any], place: Path) -> dict[str, Any]
     for key, value in config.items():
         if key in _NOT_THEIRS or _IMPLEMENTATION in key:
             continue
-        most = next(bound for word, bound in _LARGEST.items() if word in key)
+        most = next(bound for pattern, bound in _LARGEST.items() if pattern.search(key))
         if isinstance(value, int) and abs(value) > most:
             raise ModelError(
                 f"{place}: {key} is out of all bounds",
@@ -128,5 +130,15 @@ def _numbers_and_names(config: Mapping[str, Any], place: Path) -> dict[str, Any]
                 found=f"{value:,}",
                 do="fetch the model again",
             )
-        clean[key] = _numbers_and_names(value, place) if isinstance(value, dict) else value
+        clean[key] = _value(value, place)
     return clean
+
+
+def _value(value: Any, place: Path) -> Any:
+    """A value of a config; ``{"__float__": "Infinity"}`` is how transformers writes what JSON has no word for."""
+    if isinstance(value, list):
+        return [_value(item, place) for item in value]
+    if not isinstance(value, dict):
+        return value
+    special = value.get("__float__")
+    return float(special) if isinstance(special, str) and special in _FLOATS else _numbers_and_names(value, place)

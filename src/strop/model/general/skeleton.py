@@ -275,7 +275,8 @@ def _read_spec(skeleton: Skeleton, traced: _Traced, kind: str, attention: str, p
         inside |= {f"{path}.weight", f"{path}.bias"}
     ends = {f"{names[embedding]}.weight", f"{names[head]}.weight"}
     others = {name: p for name, p in model.named_parameters() if name not in inside and name not in ends}
-    _check_share(linears, others, kind, place)
+    looked_up = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    _check_share(linears, {name: p for name, p in others.items() if name not in looked_up}, kind, place)
     vocabulary, hidden = head.weight.shape
     return GeneralSpec(
         family=f"{kind} (general path)",
