@@ -144,7 +144,7 @@ def test_the_real_models_curve_is_that_of_the_cpu(starter: Path, tmp_path: Path)
     losses, wanted = values(bfloat16, "step", "loss"), values(exact, "step", "loss")
     # The first step is one pass of the same weights; what follows are moves by gradients that were rounded.
     assert losses[0] == pytest.approx(wanted[0], rel=1e-2)
-    assert losses == pytest.approx(wanted, rel=0.1)
+    assert losses == pytest.approx(wanted, rel=5e-2)
     assert losses[-1] < losses[0]
     before, after = (event["held_out_loss"] for event in events(bfloat16, "watch"))
     assert after < before
