@@ -202,8 +202,10 @@ def _packs(packs: Iterable[Pack]) -> Packs:
         pairs.append(sum(_pairs(end - start, last - first) for start, end, first, last in one.spans))
         documents.append(len(one.spans))
         read += one.read_tokens
-    arrays = (np.array(counts, np.int64) for counts in (tokens, learned, pairs))
-    return Packs(*arrays, read, np.array(documents, np.int64))
+    tokens_P, learned_P, pairs_P, documents_P = (
+        np.array(counts, np.int64) for counts in (tokens, learned, pairs, documents)
+    )
+    return Packs(tokens_P, learned_P, pairs_P, read, documents_P)
 
 
 def _pairs(document: int, prefix: int) -> int:
