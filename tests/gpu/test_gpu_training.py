@@ -40,7 +40,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "inputs in the machine's memory": {"recompute_layers": 2, "checkpoints": "host"},
     "base in the machine's memory": {"base": "host", "dense_layers": 0},
     **{f"embedding: {place}": {"embedding": place} for place in CHOICES["embedding"]},
-    **{f"attention: {name}": {"attention": name} for name in available(torch.device(DEVICE), dtype=torch.float32)},
+    **{f"attention: {name}": {"attention": name} for name in CHOICES["attention"]},
 }
 # These decide what is kept and where it lies, never in what order numbers are added.
 SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "embedding", "checkpoints", "base"}
@@ -97,6 +97,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(step, tiny: Tiny, tmp_pa
 
 @pytest.mark.parametrize("levers", LEVERS.values(), ids=LEVERS)
 def test_no_lever_changes_the_result(levers, plain: RunFolder, tiny: Tiny, tmp_path: Path):
+    name = levers.get("attention")
+    if name and name not in available(torch.device(DEVICE), dtype=torch.float32, width=16):
+        pytest.skip(f"{name} does not compute attention in float32 here")
     run = tiny.train(tmp_path / "run", plan={**FLOAT32, **levers})
     assert {name: run.read_json("plan.json")[name] for name in levers} == levers
     for name in ("loss", "grad_norm"):
@@ -144,7 +147,7 @@ def test_the_real_models_curve_is_that_of_the_cpu(starter: Path, tmp_path: Path)
     losses, wanted = values(bfloat16, "step", "loss"), values(exact, "step", "loss")
     # The first step is one pass of the same weights; what follows are moves by gradients that were rounded.
     assert losses[0] == pytest.approx(wanted[0], rel=1e-2)
-    assert losses == pytest.approx(wanted, rel=0.1)
+    assert losses == pytest.approx(wanted, rel=5e-2)
     assert losses[-1] < losses[0]
     before, after = (event["held_out_loss"] for event in events(bfloat16, "watch"))
     assert after < before
