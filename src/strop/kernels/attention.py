@@ -18,14 +18,15 @@ continue a shared prefix, which stands in the pack once. A document that continu
 gradients of the prefix's k and v are sums over the documents that do. Several implementations compute them, by name
 (`available`, `use`), and whatever one cannot do goes to the next that can:
 
-    native    native/attention.c, float32 on a CPU, with OpenBLAS
+    native    native/attention.c, float32 on a CPU
     triton    triton/attention.py, on CUDA devices, every scoring
     varlen    the FlashAttention that comes with torch, 16 bits on CUDA devices: attention_varlen.py
     sdpa      torch's fused attention, a document at a time: attention_documents.py
     plain     torch, a block of scores at a time, every scoring on every device: attention_scores.py
 
 Native forward and backward over 2,048 tokens in documents of 150 to 350, with 9 heads of 64 over 3 key-value heads,
-take 18 ms on two Zen 4 cores; torch's fused attention and its gradient take 45.
+took 18 ms on two Zen 4 cores with OpenBLAS' products of tiles, and torch's fused attention and its gradient 45; its own
+products have since taken a fifth off (docs/log.md).
 """
 
 from __future__ import annotations

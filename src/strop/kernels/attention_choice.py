@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from strop.errors import UsageError
-from strop.kernels import attention_varlen, blas, library, select
+from strop.kernels import attention_varlen, library, select
 from strop.kernels.attention_scores import PLAIN, Scoring, Span
 from strop.kernels.triton import found
 
@@ -48,7 +48,7 @@ def available(
     """
     simple = scoring.softcap is None and scoring.slopes_H is None and not scoring.window
     can = {
-        "native": simple and device.type == "cpu" and dtype is torch.float32 and _has_native(),
+        "native": simple and device.type == "cpu" and dtype is torch.float32 and library.native() is not None,
         "triton": width <= _WIDEST and device.type == "cuda" and not found.reason(device),
         "varlen": attention_varlen.can(device, dtype, width, scoring),
         "sdpa": simple,
@@ -101,7 +101,7 @@ def chosen(width: int, spans: Sequence[Span], scoring: Scoring, qkv_TO: Tensor, 
 def _computes(name: str, width: int, spans: Sequence[Span], scoring: Scoring, qkv_TO: Tensor, *others: Tensor) -> bool:
     match name:
         case "native":
-            return _is_causal(spans, scoring) and _has_native() and select.uses_native(qkv_TO, *others)
+            return _is_causal(spans, scoring) and select.uses_native(qkv_TO, *others)
         case "triton":
             return width <= _WIDEST and select.uses_triton(qkv_TO, *others)
         case "varlen":
@@ -118,7 +118,3 @@ def _computes(name: str, width: int, spans: Sequence[Span], scoring: Scoring, qk
 
 def _is_causal(spans: Sequence[Span], scoring: Scoring) -> bool:
     return scoring.is_causal(max((span.seen for span in spans), default=0))
-
-
-def _has_native() -> bool:
-    return library.native() is not None and "openblas" in blas.libraries()
