@@ -179,6 +179,7 @@ def _their_layer(config: Any, read: _OneLayer) -> Any:
             setattr(settings, key, list(values)[read.layer : read.layer + 1])
     if getattr(settings, "mlp_only_layers", None) is not None:
         settings.mlp_only_layers = [] if read.spec.experts else [0]
+        settings.decoder_sparse_step = 1
     settings.num_hidden_layers = 1
     settings.vocab_size = read.spec.vocabulary
     settings.pad_token_id = settings.bos_token_id = settings.eos_token_id = None

@@ -32,7 +32,7 @@ def modules_of(spec: DecoderSpec) -> tuple[Module, ...]:
     if spec.modules:
         return spec.modules
     start = len(module_path(0, "")) - len("mlp.")
-    return tuple(Module(module_path(0, name)[start:], (name,)) for name in spec.projections)
+    return tuple(Module(module_path(0, name)[start:], (name,)) for name in spec.adaptable)
 
 
 def tree_settings(spec: DecoderSpec, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def targets_of(spec: DecoderSpec, names: Sequence[str] | str) -> tuple[str, ...]
         last = module.path.rsplit(".", 1)[-1]
         if names == "all-linear" or module.path in names or last in names:
             chosen += module.parts
-    return tuple(name for name in spec.projections if name in chosen)
+    return tuple(name for name in spec.adaptable if name in chosen)
 
 
 def module_rows(spec: DecoderSpec, module: Module) -> dict[str, Tensor]:

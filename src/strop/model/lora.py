@@ -125,6 +125,11 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
+def adapter_size(spec: DecoderSpec, targets: Sequence[str], rank: int) -> int:
+    """Trained parameters of an adapter."""
+    return spec.layers * rank * sum(sum(spec.projection_shape(name)) for name in targets)
+
+
 def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec) -> dict[str, Content]:
     """The files of an adapter as PEFT writes them, by name, under the names of the family's modules.
 

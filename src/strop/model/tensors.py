@@ -210,18 +210,13 @@ def _tensors(spec: DecoderSpec) -> Iterator[_Tensor]:
 
 
 def _projections(spec: DecoderSpec, layer: int) -> Iterator[_Tensor]:
-    experts = spec.experts
-    if experts and experts.layers and not experts.layers[layer]:
-        experts = None
-    for group in spec.groups:
-        for name in group:
-            block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            if block == "mlp" and experts:
-                continue
-            shape = spec.projection_shape(name)
-            yield _Tensor(layer, f"{block}.{name}", None, "weight", shape)
-            if spec.has_bias(name):
-                yield _Tensor(layer, f"{block}.{name}", None, "bias", shape[:1])
+    for name in spec.projections_of(layer):
+        block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        shape = spec.projection_shape(name)
+        yield _Tensor(layer, f"{block}.{name}", None, "weight", shape)
+        if spec.has_bias(name):
+            yield _Tensor(layer, f"{block}.{name}", None, "bias", shape[:1])
+    experts = spec.experts if spec.has_experts(layer) else None
     if experts:
         wide, narrow = (experts.intermediate, spec.hidden), (spec.hidden, experts.intermediate)
         yield _Tensor(layer, "mlp.gate", None, "weight", (experts.count, spec.hidden))

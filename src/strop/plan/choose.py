@@ -120,7 +120,7 @@ def default_plan(spec: DecoderSpec, machine: Machine, levers: Levers | None = No
         levers: levers set by hand.
     """
     on_gpu = machine.device.startswith("cuda")
-    layer_bytes = spec.linear_weights // spec.layers * (2 if on_gpu else 4)
+    layer_bytes = max(spec.weights_below(1), spec.linear_weights // spec.layers) * (2 if on_gpu else 4)
     plan = Plan(
         device=machine.device,
         dtype="bfloat16" if on_gpu else "float32",

@@ -89,12 +89,12 @@ def totals(packs: Packs, plan: Plan, steps: float = 1.0) -> Totals:
 
 def layer_times(job: Job, plan: Plan, machine: Machine, asked: Totals) -> list[LayerTime]:
     """The time of each layer, in both directions, for what is asked."""
-    middle = _layer_time(job, plan, machine, asked, lowest=False, last=False)
-    layers = [middle] * job.spec.layers
-    layers[0] = _layer_time(job, plan, machine, asked, lowest=True, last=job.spec.layers == 1)
-    if job.spec.layers > 1:
-        layers[-1] = _layer_time(job, plan, machine, asked, lowest=False, last=True)
-    return layers
+    spec, found = job.spec, {}
+    kinds = [(layer == 0, layer == spec.layers - 1, spec.has_experts(layer)) for layer in range(spec.layers)]
+    for layer, kind in enumerate(kinds):
+        if kind not in found:
+            found[kind] = _layer_time(job, plan, machine, asked, layer)
+    return [found[kind] for kind in kinds]
 
 
 def step_parts(job: Job, plan: Plan, machine: Machine, workload: Workload) -> dict[str, float]:
@@ -168,16 +168,17 @@ def ends_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float
     return norms + read + _copy(machine, 2 * asked.tokens * hidden, plan)
 
 
-def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest: bool, last: bool) -> LayerTime:
+def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, layer: int) -> LayerTime:
     spec, rates = job.spec, rates_of(machine)
-    rows = asked.learned if last else asked.tokens
-    passed = _passes_gradient(job, lowest=lowest)
+    rows = asked.learned if layer == spec.layers - 1 else asked.tokens
+    passed = _passes_gradient(job, layer)
     group_rows = (asked.tokens, rows, rows, rows)
     weights = [
-        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in spec.groups
+        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names)
+        for names in spec.groups_of(layer)
     ]
     products = again = 0.0
-    for group, names in enumerate(spec.groups):
+    for group, names in enumerate(spec.groups_of(layer)):
         forward = _group(job, plan, machine, asked.packs, group_rows[group], names, forward=True)
         products += forward + _group(
             job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
@@ -185,21 +186,21 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
         again += forward if group != _DOWN else 0.0
     dequantise = rates.dequantise * asked.packs
     # The passes of a gradient are needed down to the lowest adapter, attention's with those of q, k and v.
-    below = passed[_QKV] or _targeted(job, _QKV)
-    experts, experts_dequantise = _experts(job, plan, machine, asked.packs, rows, backward=passed[_GATE_UP])
-    norms, gated = rates.norm * (asked.tokens + rows) * spec.hidden, rates.gate * rows * spec.activated
+    below = passed[_QKV] or _targeted(job, layer, _QKV)
+    experts, experts_dequantise = _experts(job, plan, machine, layer, asked.packs, rows, backward=passed[_GATE_UP])
+    norms, gated = rates.norm * (asked.tokens + rows) * spec.hidden, rates.gate * rows * spec.activated(layer)
     turned = rates.rotate * asked.tokens * (spec.heads + spec.kv_heads) * spec.head_size
     seen = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
     seen_backward = rates.attend_backward * asked.tokens + rates.attend_backward_pair * asked.pairs
     back = (
-        rates.gate_backward * rows * spec.activated * (passed[_DOWN])
+        rates.gate_backward * rows * spec.activated(layer) * (passed[_DOWN])
         + rates.norm_backward * spec.hidden * (rows * passed[_GATE_UP] + asked.tokens * passed[_QKV])
         + turned * below
     )
     copies = _copy(machine, 2 * rows * spec.hidden, plan)
     made_again = rates.norm * spec.hidden * (
-        asked.tokens * _targeted(job, _QKV) + rows * _targeted(job, _GATE_UP)
-    ) + gated * _targeted(job, _DOWN)
+        asked.tokens * _targeted(job, layer, _QKV) + rows * _targeted(job, layer, _GATE_UP)
+    ) + gated * _targeted(job, layer, _DOWN)
     whole = made_again + again + norms + turned + seen + copies / 2
     return LayerTime(
         products=products + experts,
@@ -212,27 +213,27 @@ def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest
     )
 
 
-def _targeted(job: Job, group: int) -> bool:
-    groups = job.spec.groups
+def _targeted(job: Job, layer: int, group: int) -> bool:
+    groups = job.spec.groups_of(layer)
     return group < len(groups) and any(name in job.targets for name in groups[group])
 
 
-def _passes_gradient(job: Job, *, lowest: bool) -> tuple[bool, ...]:
+def _passes_gradient(job: Job, layer: int) -> tuple[bool, ...]:
     """Whether each group's backward pass makes the gradient of its input: not below the lowest adapter."""
-    if not lowest:
+    if layer > 0:
         return (True, True, True, True)
-    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(_DOWN + 1))
+    return tuple(any(_targeted(job, layer, below) for below in range(group)) for group in range(_DOWN + 1))
 
 
 def _experts(
-    job: Job, plan: Plan, machine: Machine, packs: float, rows: float, *, backward: bool
+    job: Job, plan: Plan, machine: Machine, layer: int, packs: float, rows: float, *, backward: bool
 ) -> tuple[float, float]:
     """Seconds of a layer's experts, (products, dequantising): each has its share of the tokens and all its weights.
 
     Backward, the first product is made again.
     """
     spec = job.spec
-    if spec.experts is None:
+    if spec.experts is None or not spec.has_experts(layer):
         return 0.0, 0.0
     seconds = dequantise = 0.0
     calls, chosen = packs * spec.experts.count, rows * spec.experts.active
@@ -302,23 +303,29 @@ def _watching(job: Job, plan: Plan, machine: Machine, workload: Workload) -> flo
 
 def _forward(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float:
     """One pass up."""
+    layers = (_layer_forward(job, plan, machine, asked, layer) for layer in range(job.spec.layers))
+    return sum(layers) + _dequantise_pass(job, plan, machine, asked.packs)
+
+
+def _layer_forward(job: Job, plan: Plan, machine: Machine, asked: Totals, layer: int) -> float:
+    """A layer's pass up, but for dequantising its projections."""
     spec, rates = job.spec, rates_of(machine)
-    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in spec.groups)
+    groups = spec.groups_of(layer)
+    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in groups)
     attention = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
     elementwise = asked.tokens * (
         2 * rates.norm * spec.hidden
-        + rates.gate * spec.activated
+        + rates.gate * spec.activated(layer)
         + rates.rotate * (spec.heads + spec.kv_heads) * spec.head_size
     ) + _copy(machine, 2 * asked.tokens * spec.hidden, plan)
-    experts = sum(_experts(job, plan, machine, asked.packs, asked.tokens, backward=False))
-    layer = products + experts + attention + elementwise
-    return spec.layers * layer + _dequantise_pass(job, plan, machine, asked.packs)
+    experts = sum(_experts(job, plan, machine, layer, asked.packs, asked.tokens, backward=False))
+    return products + experts + attention + elementwise
 
 
 def _dequantise_pass(job: Job, plan: Plan, machine: Machine, times: float) -> float:
     """The base's weights once, but for layers that have a copy."""
-    layers = max(job.spec.layers - plan.dense_layers, 0)
-    return times * rates_of(machine).dequantise * job.spec.linear_weights / job.spec.layers * layers
+    copied = job.spec.weights_below(min(plan.dense_layers, job.spec.layers))
+    return times * rates_of(machine).dequantise * (job.spec.linear_weights - copied)
 
 
 def _answers(job: Job, plan: Plan, machine: Machine) -> float:

@@ -188,7 +188,7 @@ def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
     rows = max(64, min(block_rows(spec.hidden), _NUMBERS // spec.hidden))
     half_OI = _numbers(rows, spec.hidden).bfloat16()
     count, layers = half_OI.numel(), cycle(_made_up_layers(spec))
-    weights = spec.linear_weights // spec.layers
+    weights = _layer_weights(spec)
 
     def dequantise() -> None:
         for group in next(layers):
@@ -204,12 +204,17 @@ def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
 
 def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
     """Groups of a layer's weights in NF4, so many layers that they are out of the caches when they come again."""
-    size = spec.linear_weights // spec.layers // 2
+    size = _layer_weights(spec) // 2
     buffer = WeightBuffer()
     return [
         [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
         for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
     ]
+
+
+def _layer_weights(spec: DecoderSpec) -> int:
+    """Weights of a layer with every group of projections that a layer can have."""
+    return sum(prod(spec.projection_shape(name)) for name in spec.projections)
 
 
 def _made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:

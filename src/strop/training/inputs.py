@@ -52,7 +52,7 @@ def prepare_inputs(resolved: Resolved, journal: Journal) -> Inputs:
     tensors = ModelTensors(folder)
     spec = tensors.spec
     require_support(spec, folder / "config.json")
-    targets = parse_targets(recipe.adapter.targets, spec.projections)
+    targets = parse_targets(recipe.adapter.targets, spec.adaptable)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")

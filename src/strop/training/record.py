@@ -13,6 +13,7 @@ import torch
 from strop.data.examples import Dataset
 from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
+from strop.model.lora import adapter_size
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan
 from strop.run.folder import RunFolder, write_text
@@ -46,7 +47,6 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
     )
     refused = (*dataset.refused, *dataset.held_out_refused)
     run.write_lines("refused.jsonl", (refusal.as_dict() for refusal in refused))
-    targets = [spec.projection_shape(name) for name in inputs.targets]
     identity = inputs.identity
     run.write_json(
         "manifest.json",
@@ -58,7 +58,7 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 **identity["model"],
                 "family": spec.family,
                 "parameters": spec.parameters,
-                "trainable": spec.layers * recipe.adapter.rank * sum(rows + columns for rows, columns in targets),
+                "trainable": adapter_size(spec, inputs.targets, recipe.adapter.rank),
             },
             "template": identity["template"],
             "recipe": identity["recipe"],
