@@ -15,6 +15,7 @@ from strop.kernels.qlora_linear import WeightBuffer
 from strop.model.assemble import make_layer, make_norm
 from strop.model.base import open_base
 from strop.model.decoder import Decoder
+from strop.model.four_bit import check_four_bits
 from strop.model.head import Embedding, Head
 from strop.model.support import require_support
 from strop.model.tensors import EMBEDDING, FINAL_NORM, HEAD, ModelTensors
@@ -69,4 +70,6 @@ def load_decoder(
         final_norm = make_norm(FINAL_NORM.removesuffix(".weight"), spec, base.read)
         bias_V = base.read("lm_head.bias").float() if spec.head_bias else None
     head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
-    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)
+    decoder = Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer)
+    check_four_bits(decoder, folder)
+    return decoder

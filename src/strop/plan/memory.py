@@ -121,20 +121,14 @@ def plan_item(plan: Plan) -> int:
 
 def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     """The frozen layers: NF4 with its scales, norms and biases."""
-    each = {name: nf4_bytes(prod(spec.projection_shape(name))) for name in spec.projections}
+    each = {name: nf4.size_bytes(prod(spec.projection_shape(name))) for name in spec.projections}
     for name in spec.projections:
         each[name] += spec.projection_shape(name)[0] * weight_item * spec.has_bias(name)
     total = sum(each[name] for layer in range(spec.layers) for name in spec.projections_of(layer))
     if spec.experts is not None:
         count = spec.expert_layers * spec.experts.count
-        total += count * sum(nf4_bytes(rows * columns) for rows, columns in spec.expert_shapes)
+        total += count * sum(nf4.size_bytes(rows * columns) for rows, columns in spec.expert_shapes)
     return total + (spec.norm_weights + spec.router_weights) * 4
-
-
-def nf4_bytes(weights: int) -> int:
-    """A tensor in NF4: codes, scales of blocks, scales of these, and their offset."""
-    blocks = -(-weights // nf4.BLOCK)
-    return -(-weights // 2) + blocks + 4 * -(-blocks // nf4.NESTED_BLOCK) + 4
 
 
 def buffer_weights(spec: DecoderSpec, copied: int = 0) -> int:

@@ -13,6 +13,7 @@ import torch
 from strop.data.examples import Dataset
 from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
+from strop.model.four_bit import as_facts, in_four_bits
 from strop.model.lora import adapter_size
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan
@@ -59,6 +60,8 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 "family": spec.family,
                 "parameters": spec.parameters,
                 "trainable": adapter_size(spec, inputs.targets, recipe.adapter.rank),
+                # Loading checks that it is so.
+                "nf4": as_facts(in_four_bits(spec)),
             },
             "template": identity["template"],
             "recipe": identity["recipe"],

@@ -19,6 +19,7 @@ import torch
 from strop.data.mixture import parse_sources
 from strop.errors import InputError, SaveError, Stopped, UsageError
 from strop.model.adapter_tree import from_tree
+from strop.model.four_bit import in_four_bits
 from strop.model.load import load_decoder
 from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter, read_tensors
 from strop.model.spec import DecoderSpec
@@ -285,6 +286,7 @@ def _load(
         head=plan.head,
         embedding=plan.embedding,
     )
+    journal.note(f"checked: {in_four_bits(decoder.spec)}")
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:
