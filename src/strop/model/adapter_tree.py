@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strop.model.spec import DecoderSpec, Module, module_path
+from strop.model.spec import DecoderSpec, Module, module_path, rows_of
 
 PREFIX = "base_model.model."
 Pair = tuple[Tensor, Tensor]
@@ -98,11 +98,10 @@ def targets_of(spec: DecoderSpec, names: Sequence[str] | str) -> tuple[str, ...]
 
 def module_rows(spec: DecoderSpec, module: Module) -> dict[str, Tensor]:
     """The rows of a module that each of its parts has: int64."""
-    counts = {part: spec.projection_shape(part)[0] for part in module.parts}
-    groups = spec.kv_heads if module.by_group else 1
-    sizes = [counts[part] // groups for part in module.parts]
-    rows_GO = torch.arange(sum(counts.values())).view(groups, -1)
-    return {part: rows_GP.flatten() for part, rows_GP in zip(module.parts, rows_GO.split(sizes, dim=1), strict=True)}
+    return {
+        part: torch.cat([torch.arange(start, end) for start, end in rows_of(spec, module, part)])
+        for part in module.parts
+    }
 
 
 def _joined(spec: DecoderSpec, module: Module, pairs: Mapping[str, Pair]) -> Pair:

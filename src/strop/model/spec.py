@@ -27,6 +27,9 @@ ATTENTION_OUTPUT_NORM = "attention_output_norm"
 MLP_OUTPUT_NORM = "mlp_output_norm"
 QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
 
+Rows = tuple[tuple[int, int], ...]
+"""Rows of a matrix, as ranges [start, end) in the order in which they are taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
@@ -319,3 +322,20 @@ def module_path(layer: int, name: str) -> str:
     """The canonical path of a projection: ``model.layers.3.self_attn.q_proj``."""
     block = "self_attn" if name in ATTENTION_INPUTS + ATTENTION_OUTPUT else "mlp"
     return f"model.layers.{layer}.{block}.{name}"
+
+
+def rows_of(spec: DecoderSpec, module: Module, part: str) -> Rows:
+    """The rows of a projection in a fused module.
+
+    One below the other, q k v of 4, 2 and 2 rows:   q 0-4 · k 4-6 · v 6-8
+    By group, two key heads of size 1:               q 0-2, 4-6 · k 2-3, 6-7 · v 3-4, 7-8
+    """
+    sizes = {name: spec.projection_shape(name)[0] for name in module.parts}
+    groups = spec.kv_heads if module.by_group else 1
+    before = 0
+    for name in module.parts:
+        if name == part:
+            break
+        before += sizes[name] // groups
+    step, own = sum(sizes.values()) // groups, sizes[part] // groups
+    return tuple((group * step + before, group * step + before + own) for group in range(groups))
