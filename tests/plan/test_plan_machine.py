@@ -9,7 +9,8 @@ import torch
 
 from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
-from strop.plan import timing
+from strop.model.spec import ExpertsSpec, RopeSpec
+from strop.plan import stopwatch, timing
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe
 
 MACHINE = Machine("cpu", "A processor", 2, 100, 50, 10)
@@ -29,18 +30,36 @@ def timed():
     """A small model timed in a moment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "_PRODUCTS_SECONDS", 0.05)
-        patch.setattr(timing, "_SECONDS", 0.0005)
-        patch.setattr(timing, "_NUMBERS", 1 << 12)
+        patch.setattr(stopwatch, "SECONDS", 0.0005)
+        patch.setattr(stopwatch, "NUMBERS", 1 << 12)
         yield probe(spec(), device="cpu", rank=3, threads=1)
 
 
 def test_every_rate_is_timed(timed: Machine):
     rates = {item.name: getattr(timed.rates, item.name) for item in fields(Rates)}
-    # A position's own share of attention may be lost in the noise.
-    assert {name for name, seconds in rates.items() if seconds <= 0} <= {"attend", "attend_backward"}
+    # A position's own share of attention may be lost in the noise; the rest is what other models have.
+    none = {"head_norm", "head_norm_backward", "expert", *(name for name in rates if name.startswith("scored"))}
+    assert {name for name, seconds in rates.items() if seconds <= 0} - {"attend", "attend_backward"} == none
     assert all(seconds < 1e-3 for seconds in rates.values())
     assert timed.bandwidth > 1e6
     assert timed.library_bytes >= 0
+
+
+def test_what_a_kind_of_model_does_is_timed_as_it_does_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timing, "_PRODUCTS_SECONDS", 0.02)
+    monkeypatch.setattr(stopwatch, "SECONDS", 0.0003)
+    monkeypatch.setattr(stopwatch, "NUMBERS", 1 << 12)
+    kinds = [
+        {"qk_norm": "head", "experts": ExpertsSpec(4, 2, 48), "windows": (8, 0, 8, 0)},
+        {"alibi": True, "norm": "layer", "gated_mlp": False, "activation": "gelu", "qk_norm": "full"},
+        {"attention_softcap": 5.0, "rope": RopeSpec(rotary_size=8, interleaved=True)},
+    ]
+    for changes in kinds:
+        rates = probe(spec(**changes), device="cpu", rank=3, threads=1).rates
+        assert rates.scored_pair > 0
+        assert rates.scored_backward_pair > 0
+        assert (rates.head_norm > 0) == (rates.head_norm_backward > 0) == ("qk_norm" in changes)
+        assert (rates.expert > 0) == ("experts" in changes)
 
 
 def test_every_product_of_the_model_is_timed_by_every_library(timed: Machine):
@@ -68,7 +87,8 @@ def test_timing_leaves_no_compiler_behind(timed: Machine):
     import sys
 
     words = (
-        "import sys; from strop.plan import timing; timing._SECONDS = 0.0005; timing._optimise(timing._Ring());"
+        "import sys; from strop.plan import stopwatch, timing; stopwatch.SECONDS = 0.0005;"
+        "timing._optimise(stopwatch.Ring());"
         "print('torch._inductor' in sys.modules or 'torch._dynamo' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from strop.model.workspace import GRADES, layout
-from strop.plan.duration import forecast_time, layer_times, step_parts, totals
+from strop.plan.duration import forecast_time, step_parts, totals
 from strop.plan.job import Job
+from strop.plan.layer_time import layer_times
 from strop.plan.machine import Machine
 from strop.plan.memory import buffer_weights, forecast_memory, loading_peak, plan_item, plan_work
 from strop.plan.plan import Plan
@@ -194,7 +195,7 @@ def _layer_seconds(
     job: Job, plan: Plan, workload: Workload, machine: Machine
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Seconds of a mean step under each grade [3, L]: computing again, and dequantising where there is no copy."""
-    times = layer_times(job, plan, machine, totals(workload.packs, plan, workload.packed_steps))
+    times = layer_times(job, plan, machine, totals(job.spec, workload.packs, plan, workload.packed_steps))
     again = [[layer.again[grade] for layer in times] for grade in GRADES]
     passes = [[layer.dequantise + layer.again_dequantise[grade] for layer in times] for grade in GRADES]
     return np.array(again), np.array(passes)

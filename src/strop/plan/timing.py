@@ -3,15 +3,12 @@
     spec ──▶ its products in both directions, by each library ──▶ floating-point operations per second
          ──▶ norms, gated product, rotation, attention, loss, NF4, adapters, optimiser ──▶ seconds a number
 
-Everything but the products is as fast as memory: a step finds its operands where other layers' have driven them out of
-the caches. So every run takes the next stretch of a ring (`_Ring`) that is larger than the caches are. With one
-operand over and over, norms seemed 4 times as fast as they are in a step, and dequantising 5 times (Zen 5, 32 MiB).
+Everything but the products is as fast as memory (`strop.plan.stopwatch`). What depends on the kind of layer is timed in
+`strop.plan.timing_layer`.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,28 +18,22 @@ from math import prod
 
 import psutil
 import torch
-from torch import Tensor
 
 from strop.kernels import blas, library, nf4
-from strop.kernels.attention import Span, attend, attend_backward
 from strop.kernels.cross_entropy import softmax_gradient_
-from strop.kernels.dropout import dropout_into, token_keys
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
-from strop.kernels.rms_norm import normalize, normalize_backward
-from strop.kernels.rope import rotate_
-from strop.kernels.swiglu import gate, gate_backward_
 from strop.kernels.widen import widen
 from strop.model.spec import DecoderSpec
+from strop.plan import stopwatch
 from strop.plan.allocator import return_large_blocks
 from strop.plan.machine import Machine, Rates, Shape, block_rows
+from strop.plan.stopwatch import Ring, numbers, rows_of, typical
+from strop.plan.timing_layer import layer_rates
 
-# Seconds that all matrix products together may take, and the repetitions of one operation.
+# Seconds that all matrix products together may take.
 _PRODUCTS_SECONDS = 1.6
-_SECONDS = 0.02
-# Numbers of an operation's largest operand, and of the ring: 16 and 96 MiB in float32.
-_NUMBERS = 1 << 22
-_RING = 6 * _NUMBERS
-_DOCUMENTS = (64, 512)  # lengths of documents that attention is timed on
+# Seconds of an expert's calls on a GPU, beside its products: some fifteen kernels are started.
+_GPU_EXPERT = 1e-4
 
 
 def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...], threads: int) -> Machine:
@@ -85,6 +76,8 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         norm_backward=24 * byte,
         gate=12 * byte,
         gate_backward=24 * byte,
+        head_norm=12 * byte,
+        head_norm_backward=24 * byte,
         rotate=8 * byte,
         dropout=12 * byte,
         softmax=20 * byte,
@@ -92,6 +85,12 @@ def time_gpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         attend_pair=2 * pair,
         attend_backward=32 * byte * spec.heads * spec.head_size,
         attend_backward_pair=5 * pair,
+        # Scores are written and read several times over instead of staying inside a kernel.
+        scored=16 * byte * spec.heads * spec.head_size,
+        scored_pair=2 * pair + 60 * byte * spec.heads,
+        scored_backward=32 * byte * spec.heads * spec.head_size,
+        scored_backward_pair=5 * pair + 120 * byte * spec.heads,
+        expert=_GPU_EXPERT,
         adapter=4 * byte / rank,
         adapter_backward=6 * byte / rank,
         optimise=40 * byte,
@@ -130,7 +129,7 @@ def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, secon
 
     def timed(rows: int, seconds: float) -> float:
         a_MK, out_MN = torch.full((rows, width), 0.5, dtype=dtype), torch.empty(rows, columns, dtype=dtype)
-        return _typical(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
+        return typical(lambda: blas.product(a_MK, weight_OI, out_MN, transpose_b=forward), seconds)
 
     # Three repetitions of the many rows, and a quarter of that for the few.
     rows, trial = 64, timed(64, 0.002)
@@ -144,17 +143,12 @@ def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, secon
 
 
 def _rates(spec: DecoderSpec, rank: int) -> Rates:
-    ring = _Ring()
-    attention, backward = _attention(spec, ring)
+    ring = Ring()
     adapter, adapter_backward = _adapter(spec, rank, ring)
     return Rates(
         **_nf4(spec, ring),
-        **_element_wise(spec, ring),
+        **layer_rates(spec, ring),
         softmax=_softmax(spec, ring),
-        attend=attention[0],
-        attend_pair=attention[1],
-        attend_backward=backward[0],
-        attend_backward_pair=backward[1],
         adapter=adapter,
         adapter_backward=adapter_backward,
         optimise=_optimise(ring),
@@ -162,31 +156,9 @@ def _rates(spec: DecoderSpec, rank: int) -> Rates:
     )
 
 
-class _Ring:
-    """Memory whose stretches are taken in turn, so that each is out of the caches when its turn comes again."""
-
-    def __init__(self) -> None:
-        self._memory, self._at = _numbers(_RING), 0
-
-    def take(self, *shape: int) -> Tensor:
-        """The next stretch; what an earlier run wrote to it is still there."""
-        count = prod(shape)
-        if count > len(self._memory):
-            return _numbers(*shape)
-        if self._at + count > len(self._memory):
-            self._at = 0
-        self._at += count
-        return self._memory[self._at - count : self._at].view(shape)
-
-    def time(self, run: Callable[[], object]) -> float:
-        """Seconds of a run, over ordinary numbers: denormal ones, which some operations end in, would be slow."""
-        self._memory.fill_(0.5)
-        return _typical(run)
-
-
-def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
-    rows = max(64, min(block_rows(spec.hidden), _NUMBERS // spec.hidden))
-    half_OI = _numbers(rows, spec.hidden).bfloat16()
+def _nf4(spec: DecoderSpec, ring: Ring) -> dict[str, float]:
+    rows = max(64, min(block_rows(spec.hidden), stopwatch.NUMBERS // spec.hidden))
+    half_OI = numbers(rows, spec.hidden).bfloat16()
     count, layers = half_OI.numel(), cycle(_made_up_layers(spec))
     weights = _layer_weights(spec)
 
@@ -196,8 +168,8 @@ def _nf4(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
                 pass
 
     return {
-        "dequantise": _typical(dequantise) / weights,
-        "quantise": _typical(lambda: nf4.quantize(half_OI)) / count,
+        "dequantise": typical(dequantise) / weights,
+        "quantise": typical(lambda: nf4.quantize(half_OI)) / count,
         "widen": ring.time(lambda: widen(half_OI, ring.take(rows, spec.hidden))) / count,
     }
 
@@ -208,7 +180,7 @@ def _made_up_layers(spec: DecoderSpec) -> list[list[FrozenGroup]]:
     buffer = WeightBuffer()
     return [
         [FrozenGroup([_made_up(spec.projection_shape(name)) for name in names], None, buffer) for names in spec.groups]
-        for _ in range(max(1, min(spec.layers, 4 * _NUMBERS // size)))
+        for _ in range(max(1, min(spec.layers, 4 * stopwatch.NUMBERS // size)))
     ]
 
 
@@ -228,69 +200,16 @@ def _made_up(shape: tuple[int, int]) -> nf4.NF4Tensor:
     )
 
 
-def _element_wise(spec: DecoderSpec, ring: _Ring) -> dict[str, float]:
-    width, middle, head = spec.hidden, spec.intermediate, spec.head_size
-    heads = spec.heads + spec.kv_heads
-    rows, gated_rows, head_rows = _rows(width), _rows(2 * middle), _rows(heads * head)
-    take = ring.take
-    cos_TE, sin_TE = _numbers(head_rows, head // 2), _numbers(head_rows, head // 2)
-    weight_D, places_T = _numbers(width), torch.arange(rows)
-    keys_T = token_keys(1, places_T, places_T)
-
-    def norm_backward() -> None:
-        normalize_backward(take(rows, width), take(rows, width), weight_D, 1e-5, take(rows, width))
-
-    seconds = {
-        "norm": ring.time(lambda: normalize(take(rows, width), weight_D, 1e-5, take(rows, width))),
-        "norm_backward": ring.time(norm_backward),
-        "gate": ring.time(lambda: gate(take(gated_rows, 2 * middle), take(gated_rows, middle))),
-        "gate_backward": ring.time(lambda: gate_backward_(take(gated_rows, middle), take(gated_rows, 2 * middle))),
-        "rotate": ring.time(lambda: rotate_(take(head_rows, heads, head), cos_TE, sin_TE)),
-        "dropout": ring.time(lambda: dropout_into(take(rows, width), keys_T, 7, 0.1, take(rows, width))),
-    }
-    numbers = dict.fromkeys(seconds, rows * width)
-    numbers["gate"] = numbers["gate_backward"] = gated_rows * middle
-    numbers["rotate"] = head_rows * heads * head
-    return {name: each / numbers[name] for name, each in seconds.items()}
-
-
-def _softmax(spec: DecoderSpec, ring: _Ring) -> float:
-    rows = max(1, min(256, _NUMBERS // spec.vocabulary))
+def _softmax(spec: DecoderSpec, ring: Ring) -> float:
+    rows = max(1, min(256, stopwatch.NUMBERS // spec.vocabulary))
     targets_N = torch.zeros(rows, dtype=torch.int64)
     return ring.time(lambda: softmax_gradient_(ring.take(rows, spec.vocabulary), targets_N)) / (rows * spec.vocabulary)
 
 
-def _attention(spec: DecoderSpec, ring: _Ring) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(a position, a pair) forward and backward: from short documents and from long ones of as many positions."""
-    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    width, longest = queries + 2 * keys, max(_DOCUMENTS)
-    rows = max(longest, min(2048, _NUMBERS // width) // longest * longest)
-    sums_HT = torch.empty(spec.heads, rows)
-    shape, take = (spec.heads, spec.kv_heads), ring.take
-    points = []
-    for length in _DOCUMENTS:
-        spans = [Span(start, start + length, start, start) for start in range(0, rows, length)]
-
-        def forward(spans: list[Span] = spans) -> None:
-            attend(take(rows, width), spans, *shape, take(rows, queries), sums_HT)
-
-        def backward(spans: list[Span] = spans) -> None:
-            given = take(rows, width), take(rows, queries), take(rows, queries)
-            attend_backward(*given, sums_HT, spans, *shape, take(rows, width))
-
-        points.append((rows * (length + 1) // 2, ring.time(forward), ring.time(backward)))
-    (few, *short), (many, *long) = points
-    fits = []
-    for near, far in zip(short, long, strict=True):
-        pair = max((far - near) / (many - few), 0.1 * far / many)
-        fits.append((max(near - pair * few, 0.0) / rows, pair))
-    return fits[0], fits[1]
-
-
-def _adapter(spec: DecoderSpec, rank: int, ring: _Ring) -> tuple[float, float]:
+def _adapter(spec: DecoderSpec, rank: int, ring: Ring) -> tuple[float, float]:
     """A multiplication and addition of the products of an adapter on a square projection, forward and backward."""
-    rows, width = _rows(spec.hidden), spec.hidden
-    a_RI, b_OR, down_TR, back_TR = _numbers(rank, width), _numbers(width, rank), *_numbers(2, rows, rank)
+    rows, width = rows_of(spec.hidden), spec.hidden
+    a_RI, b_OR, down_TR, back_TR = numbers(rank, width), numbers(width, rank), *numbers(2, rows, rank)
     grad_b_OR, grad_a_RI = torch.zeros(width, rank), torch.zeros(rank, width)
 
     def forward() -> None:
@@ -309,7 +228,7 @@ def _adapter(spec: DecoderSpec, rank: int, ring: _Ring) -> tuple[float, float]:
     return ring.time(forward) / (2 * sizes), ring.time(backward) / (5 * sizes)
 
 
-def _optimise(ring: _Ring) -> float:
+def _optimise(ring: Ring) -> float:
     """A parameter: the norm of its gradient, the scaling, and AdamW as `strop.training.optimizer` calls it."""
     count, steps = 1 << 18, [torch.ones(())]
     rates = {"lr": 1e-6, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
@@ -323,9 +242,9 @@ def _optimise(ring: _Ring) -> float:
     return ring.time(move) / count
 
 
-def _answer(spec: DecoderSpec, ring: _Ring) -> float:
+def _answer(spec: DecoderSpec, ring: Ring) -> float:
     """A weight of a product with a token of each of three answers: the weights come from memory."""
-    x_BI, columns = _numbers(3, spec.hidden), _NUMBERS // spec.hidden
+    x_BI, columns = numbers(3, spec.hidden), stopwatch.NUMBERS // spec.hidden
     out_BO = torch.empty(3, columns)
     take = ring.take
     return ring.time(lambda: blas.product(x_BI, take(columns, spec.hidden), out_BO, transpose_b=True)) / (
@@ -335,29 +254,7 @@ def _answer(spec: DecoderSpec, ring: _Ring) -> float:
 
 def _bandwidth() -> float:
     source, target = torch.empty(1 << 26, dtype=torch.uint8).zero_(), torch.empty(1 << 26, dtype=torch.uint8)
-    return 2.0 * source.numel() / _typical(lambda: target.copy_(source))
-
-
-def _numbers(*shape: int) -> Tensor:
-    return torch.full(shape, 0.5)
-
-
-def _rows(width: int) -> int:
-    return max(64, min(2048, _NUMBERS // width))
-
-
-def _typical(run: Callable[[], object], seconds: float = _SECONDS) -> float:
-    """Seconds of the middle one of a few runs; the first does not count where there is time for another."""
-    found: list[float] = []
-    began = time.perf_counter()
-    while True:
-        start = time.perf_counter()
-        run()
-        end = time.perf_counter()
-        found.append(end - start)
-        # A machine that is busy with something else must not hold up the plan: three times the time is the end of it.
-        if end - began >= (seconds if len(found) > 3 else 3 * seconds):
-            return statistics.median(found[1:] or found)
+    return 2.0 * source.numel() / typical(lambda: target.copy_(source))
 
 
 def _gpu_seconds(run: Callable[[], object]) -> float:
@@ -365,7 +262,7 @@ def _gpu_seconds(run: Callable[[], object]) -> float:
         run()
         torch.cuda.synchronize()
 
-    return _typical(whole)
+    return typical(whole)
 
 
 @contextmanager

@@ -38,12 +38,14 @@ class Packs:
         tokens_P: positions that are computed.
         learned_P: learned tokens.
         pairs_P: pairs of a position and one that it sees: what attention multiplies.
+        longest_P: the most that a position sees.
         read_tokens: tokens of the samples, each counted once a sample.
     """
 
     tokens_P: npt.NDArray[np.int64]
     learned_P: npt.NDArray[np.int64]
     pairs_P: npt.NDArray[np.int64]
+    longest_P: npt.NDArray[np.int64]
     read_tokens: int
 
     def chunks(self, size: int) -> int:
@@ -187,13 +189,15 @@ def pack_candidates(
 
 
 def _packs(packs: Iterable[Pack]) -> Packs:
-    tokens, learned, pairs, read = [], [], [], 0
+    counts: list[tuple[int, int, int, int]] = []
+    read = 0
     for one in packs:
-        tokens.append(len(one))
-        learned.append(one.learned_tokens)
-        pairs.append(sum(_pairs(end - start, last - first) for start, end, first, last in one.spans))
+        seen = [(end - start, last - first) for start, end, first, last in one.spans]
+        longest = max((own + prefix for own, prefix in seen), default=0)
+        counts.append((len(one), one.learned_tokens, sum(_pairs(own, prefix) for own, prefix in seen), longest))
         read += one.read_tokens
-    return Packs(np.array(tokens, np.int64), np.array(learned, np.int64), np.array(pairs, np.int64), read)
+    tokens_P, learned_P, pairs_P, longest_P = np.array(counts, np.int64).reshape(-1, 4).T
+    return Packs(tokens_P, learned_P, pairs_P, longest_P, read)
 
 
 def _pairs(document: int, prefix: int) -> int:

@@ -1,0 +1,132 @@
+"""What a layer does beside its products, timed as the model has it: norms, activation, rotation, scores, experts."""
+
+from __future__ import annotations
+
+import torch
+
+from strop.kernels import activation, blas
+from strop.kernels.attention import PLAIN, Scoring, Span, attend, attend_backward
+from strop.kernels.attention_scores import alibi_slopes
+from strop.kernels.dropout import dropout_into, token_keys
+from strop.kernels.rope import rotate_
+from strop.model.norms import Norm
+from strop.model.spec import DecoderSpec
+from strop.plan import stopwatch
+from strop.plan.stopwatch import Ring, numbers, rows_of, typical
+
+_DOCUMENTS = (64, 512)  # lengths of documents that attention is timed on
+
+
+def layer_rates(spec: DecoderSpec, ring: Ring) -> dict[str, float]:
+    """Rates by their names in `strop.plan.machine.Rates`."""
+    plain, plain_back = _attention(spec, ring, PLAIN)
+    scoring = _scoring(spec)
+    scored, scored_back = _attention(spec, ring, scoring) if scoring else ((0.0, 0.0), (0.0, 0.0))
+    return {
+        **_element_wise(spec, ring),
+        **dict(zip(("attend", "attend_pair"), plain, strict=True)),
+        **dict(zip(("attend_backward", "attend_backward_pair"), plain_back, strict=True)),
+        **dict(zip(("scored", "scored_pair"), scored, strict=True)),
+        **dict(zip(("scored_backward", "scored_backward_pair"), scored_back, strict=True)),
+        "expert": _expert(spec) if spec.experts else 0.0,
+    }
+
+
+def _element_wise(spec: DecoderSpec, ring: Ring) -> dict[str, float]:
+    width, middle, head = spec.hidden, spec.intermediate, spec.head_size
+    heads, wide = spec.heads + spec.kv_heads, (1 + spec.gated_mlp) * spec.intermediate
+    rows, gated_rows, head_rows = rows_of(width), rows_of(wide), rows_of(heads * head)
+    take, kind, gated = ring.take, spec.activation, spec.gated_mlp
+    turned = (spec.rope.rotary_size or head) // 2
+    cos_TE, sin_TE = numbers(head_rows, turned), numbers(head_rows, turned)
+    norm = Norm(numbers(width), 1e-5, numbers(width) if spec.norm == "layer" else None)
+    head_norm = Norm(numbers(heads * head if spec.qk_norm == "full" else head), 1e-5)
+    places_T = torch.arange(rows)
+    keys_T = token_keys(1, places_T, places_T)
+
+    def gate() -> None:
+        activation.apply(take(gated_rows, wide), kind, take(gated_rows, middle), gated=gated)
+
+    def gate_backward() -> None:
+        activation.apply_backward_(take(gated_rows, middle), take(gated_rows, wide), kind, gated=gated)
+
+    def rotate() -> None:
+        rotate_(take(head_rows, heads, head), cos_TE, sin_TE, interleaved=spec.rope.interleaved)
+
+    def timed(norm: Norm, rows: int, width: int) -> tuple[float, float]:
+        forward = ring.time(lambda: norm.write(take(rows, width), take(rows, width)))
+        return forward, ring.time(lambda: norm.backward(*(take(rows, width) for _ in range(3))))
+
+    seconds = dict(zip(("norm", "norm_backward"), timed(norm, rows, width), strict=True))
+    seconds |= {
+        "gate": ring.time(gate),
+        "gate_backward": ring.time(gate_backward),
+        "rotate": ring.time(rotate),
+        "dropout": ring.time(lambda: dropout_into(take(rows, width), keys_T, 7, 0.1, take(rows, width))),
+    }
+    counts = dict.fromkeys(seconds, rows * width)
+    counts["gate"] = counts["gate_backward"] = gated_rows * middle
+    counts["rotate"] = head_rows * heads * head
+    each = {name: one / counts[name] for name, one in seconds.items()}
+    both = timed(head_norm, head_rows, heads * head) if spec.qk_norm else (0.0, 0.0)
+    each["head_norm"], each["head_norm_backward"] = (one / (head_rows * heads * head) for one in both)
+    return each
+
+
+def _expert(spec: DecoderSpec) -> float:
+    """A call of an expert, as `strop.model.experts_block` makes it, with a row: what its calls of torch cost."""
+    x_TD, weights_TX = numbers(8, spec.hidden), torch.zeros(8, 4)
+    weights_TX[2, 1] = 1.0
+    x_RD, stream_TD = numbers(1, spec.hidden), numbers(8, spec.hidden)
+    inputs_RG, hidden_RF = numbers(1, 128), numbers(1, 64)
+    weights_OI = numbers(128, 64)
+
+    def call() -> None:
+        rows_R = weights_TX[:, 1].nonzero()[:, 0]
+        torch.index_select(x_TD, 0, rows_R, out=x_RD)
+        activation.apply(inputs_RG, "silu", hidden_RF, gated=True)
+        for _ in range(2):
+            blas.product(hidden_RF, weights_OI, inputs_RG, transpose_b=True)
+        stream_TD.index_add_(0, rows_R, x_RD.mul_(weights_TX[rows_R, 1, None]))
+
+    return typical(call)
+
+
+def _scoring(spec: DecoderSpec) -> Scoring | None:
+    """How scores are made in layers where they are not plain; None where they are in all.
+
+    A window is a mask, and costs the same whatever its length; here it is shorter than every document.
+    """
+    windows = [window for window in spec.windows or () if window]
+    if not (spec.alibi or spec.attention_softcap is not None or windows):
+        return None
+    slopes_H = alibi_slopes(spec.heads) if spec.alibi else None
+    window = min(*windows, min(_DOCUMENTS) - 1, 1 << 30) if windows else 0
+    return Scoring(spec.attention_scale, spec.attention_softcap, window, slopes_H)
+
+
+def _attention(spec: DecoderSpec, ring: Ring, scoring: Scoring) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(a position, a pair) forward and backward: from short documents and from long ones of as many positions."""
+    queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
+    width, longest = queries + 2 * keys, max(_DOCUMENTS)
+    rows = max(longest, min(2048, stopwatch.NUMBERS // width) // longest * longest)
+    sums_HT = torch.empty(spec.heads, rows)
+    shape, take = (spec.heads, spec.kv_heads), ring.take
+    points = []
+    for length in _DOCUMENTS:
+        spans = [Span(start, start + length, start, start) for start in range(0, rows, length)]
+
+        def forward(spans: list[Span] = spans) -> None:
+            attend(take(rows, width), spans, *shape, take(rows, queries), sums_HT, scoring)
+
+        def backward(spans: list[Span] = spans) -> None:
+            given = take(rows, width), take(rows, queries), take(rows, queries)
+            attend_backward(*given, sums_HT, spans, *shape, take(rows, width), scoring)
+
+        points.append((rows * (length + 1) // 2, ring.time(forward), ring.time(backward)))
+    (few, *short), (many, *long) = points
+    fits = []
+    for near, far in zip(short, long, strict=True):
+        pair = max((far - near) / (many - few), 0.1 * far / many)
+        fits.append((max(near - pair * few, 0.0) / rows, pair))
+    return fits[0], fits[1]
