@@ -28,7 +28,9 @@ except ImportError:  # run by hand, where hatchling need not be installed
     BuildHookInterface = object
 
 SOURCES = Path(__file__).parent / "src" / "strop" / "kernels" / "native"
-PER_ISA = ("attention_rows.c", "vector.c", "nf4.c")
+PER_ISA = ("attention_product.c", "attention_rows.c", "vector.c", "nf4.c")
+# Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
+FUSED = ("attention_product.c",)
 
 # No -ffast-math and no contraction to fused multiply-adds: every instruction set gives the same bytes.
 FLAGS = (
@@ -126,7 +128,8 @@ def _compile(compiler: list[str], folder: Path) -> Path:
         for isa, flags in isas.items() if source.name in PER_ISA else [("", ())]:
             target = folder / f"{source.stem}{isa}.o"
             named = [f"-DISA={isa}", f"-DISA_{isa.upper()}=1"] if isa else []
-            jobs.append([*common, *flags, *named, "-c", str(source), "-o", str(target)])
+            fused = ["-ffp-contract=fast"] if source.name in FUSED else []
+            jobs.append([*common, *flags, *fused, *named, "-c", str(source), "-o", str(target)])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(_run, jobs):
             pass

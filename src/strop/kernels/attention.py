@@ -16,8 +16,9 @@ How scores are made otherwise (caps, windows, ALiBi) is said by a `Scoring`; wha
 `attend_backward` are the pair of the training engine: into memory that the caller gives, and with documents that
 continue a shared prefix, which stands in the pack once. A document that continues a prefix sees all of it; the
 gradients of the prefix's k and v are sums over the documents that do. They are native (native/attention.c) where the
-library and OpenBLAS are there: forward and backward over 2,048 tokens in documents of 150 to 350, with 9 heads of 64
-over 3 key-value heads, take 18 ms on two Zen 4 cores; torch's fused attention and its gradient take 45.
+library is there: forward and backward over 2,048 tokens in documents of 150 to 350, with 9 heads of 64
+over 3 key-value heads, took 18 ms on two Zen 4 cores with OpenBLAS' products of tiles, and torch's fused attention and
+its gradient 45; its own products have since taken a fifth off (docs/log.md).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from strop.kernels import blas, library, select
+from strop.kernels import library, select
 from strop.kernels.attention_scores import (
     PLAIN,
     Scoring,
@@ -194,7 +195,7 @@ def attend_backward(
 
 
 def _is_native(*tensors: Tensor) -> bool:
-    return select.uses_native(*tensors) and "openblas" in blas.libraries()
+    return select.uses_native(*tensors)
 
 
 def _head_width(qkv_TO: Tensor, heads: int, kv_heads: int) -> int:

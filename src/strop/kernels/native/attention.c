@@ -5,9 +5,13 @@
  *
  *     block [R, E], R = heads sharing × positions       keys it sees, in tiles of about KEYS:
  *                                                       prefix │ own document up to the block's last position
- *     forward, a tile:    S = scale · Q Kᵀ    P = exp(S - highest)    O = shrink · O + P V
- *     backward, a tile:   P = exp(S - row sum)    dP = dO Vᵀ    dS = P (dP - Σ dO·O)
- *                         dV += Pᵀ dO    dK += scale · dSᵀ Q    dQ += scale · dS K
+ *     forward, a tile:    Sᵀ = K (scale · Q)ᵀ    Pᵀ = exp(Sᵀ - highest)    O = shrink · O + P V
+ *     backward, a tile:   Pᵀ = exp(Sᵀ - row sum)    dPᵀ = V dOᵀ    dSᵀ = Pᵀ (dPᵀ - Σ dO·O)
+ *                         dV += Pᵀ dO    dK += dSᵀ (scale · Q)    dQ += scale · dS K
+ *
+ * Tiles lie turned over, keys down and queries across: what is turned is the block's queries, once for all its tiles.
+ * Where a product reads keys or values again and again, they are copied together first: rows of a pack can lie so that
+ * few of them fit into a cache at a time.
  *
  * Forward, every block of every key-value head is a task. Backward, blocks that add to the same dK and dV go one after
  * another: a family is a document alone, or a prefix and all that continue it. A family that is a large share of the
@@ -20,13 +24,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "matmul.h"
-
-/* Rows of a block: tiles are sgemm calls, which are slow when they are small (OpenBLAS on one Zen 4 core, k = 64:
- * 54 GFLOP/s at 64 × 128, 80 at 192 × 192), and half of what a block computes of its own positions is in vain. Between
- * 96 and 192 rows the two make up for each other. */
+/* Rows of a block: half of what a block computes of its own positions is in vain, and every block turns its queries. */
 enum { ROWS = 128, FEWEST_POSITIONS = 16, MOST_POSITIONS = 96 };
-enum { KEYS = 512 };   /* a tile of 128 × 512 scores is 256 KiB: it stays in the second cache */
+enum { KEYS = 256 };   /* a tile of 256 × 128 scores is 128 KiB: two of them stay in the second cache */
 enum { CHUNKS = 16 };  /* backward tasks worth having */
 static const double SHORT_CHUNK = 4e7; /* multiplications and additions, about 0.4 ms */
 
@@ -51,6 +51,7 @@ typedef struct {
 
 typedef struct {
     const attention_rows *rows;
+    attention_product product;
     int64_t heads, kv_heads, width, sharing, positions;
     float factor;
     const float *qkv, *out, *grad;
@@ -69,14 +70,16 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static int64_t whole_lanes(int64_t count) { return (count + 15) / 16 * 16; }
 
-static const attention_rows *rows_of_level(void) {
+static void use_level(attention_type *c) {
+#define USE(isa) c->rows = &attention_rows_##isa, c->product = attention_product_##isa
+    USE(plain);
 #if defined(__x86_64__)
-    if (strop_level() == LEVEL_AVX512) return &attention_rows_avx512;
-    if (strop_level() == LEVEL_VECTOR) return &attention_rows_avx2;
+    if (strop_level() == LEVEL_VECTOR) USE(avx2);
+    if (strop_level() == LEVEL_AVX512) USE(avx512);
 #elif defined(__aarch64__)
-    if (strop_level() == LEVEL_VECTOR) return &attention_rows_neon;
+    if (strop_level() == LEVEL_VECTOR) USE(neon);
 #endif
-    return &attention_rows_plain;
+#undef USE
 }
 
 /* --- blocks and tiles --------------------------------------------------------------------------------------------- */
@@ -153,24 +156,49 @@ static int *ordered(weighed *items, int count) {
 
 /* --- what both directions do -------------------------------------------------------------------------------------- */
 
-/* A block's rows [sharing × positions, E] from columns of the pack, and back. */
+/* A block's rows [sharing × positions, E] from columns of the pack, and back. A position's heads lie side by side in the
+ * pack, and memory likes to be read as it lies. */
 static void gather(const attention_type *c, const float *from, int64_t stride, const block_type *block, int64_t head,
                    float *to) {
-    for (int64_t g = 0; g < c->sharing; g++)
-        for (int64_t t = block->first; t < block->end; t++, to += c->width)
-            memcpy(to, from + t * stride + (head + g) * c->width, (size_t)c->width * sizeof *to);
+    const int64_t positions = block->end - block->first, width = c->width;
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t g = 0; g < c->sharing; g++)
+            memcpy(to + (g * positions + p) * width, from + (block->first + p) * stride + (head + g) * width,
+                   (size_t)width * sizeof *to);
 }
 
 static void scatter(const attention_type *c, const float *from, float *to, int64_t stride, const block_type *block,
                     int64_t head) {
-    for (int64_t g = 0; g < c->sharing; g++)
-        for (int64_t t = block->first; t < block->end; t++, from += c->width)
-            memcpy(to + t * stride + (head + g) * c->width, from, (size_t)c->width * sizeof *to);
+    const int64_t positions = block->end - block->first, width = c->width;
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t g = 0; g < c->sharing; g++)
+            memcpy(to + (block->first + p) * stride + (head + g) * width, from + (g * positions + p) * width,
+                   (size_t)width * sizeof *to);
 }
 
-/* Floats of the largest tile of scores; a tile's rows are padded to whole lanes. */
-static int64_t tile_floats(const attention_type *c, int64_t block_rows) {
-    return block_rows * whole_lanes(KEYS + c->positions);
+/* Rows of a block in whole lanes: the stride of its tiles. */
+static int64_t block_stride(const attention_type *c) { return whole_lanes(c->sharing * c->positions); }
+
+/* Floats of the largest tile of scores. */
+static int64_t tile_floats(const attention_type *c) { return block_stride(c) * (KEYS + c->positions); }
+
+/* Floats of a tile's keys. */
+static int64_t keys_floats(const attention_type *c) { return c->width * (KEYS + c->positions); }
+
+/* A tile's shape; the keys that each row of the block sees are written to limits. */
+static tile_shape shape_of(const tile_type *tile, int64_t rows, int64_t positions, int64_t stride, int32_t *limits) {
+    for (int64_t row = 0; row < stride; row++) {
+        const int64_t seen = tile->first_visible + row % positions;
+        limits[row] = (int32_t)(row < rows ? smaller(tile->columns, seen) : tile->columns);
+    }
+    return (tile_shape){tile->columns, stride, smaller(tile->columns, tile->first_visible), limits};
+}
+
+/* The rows of a tile, from columns of the pack, close together. */
+static const float *together(const attention_type *c, const float *from, int64_t rows, float *to) {
+    for (int64_t row = 0; row < rows; row++)
+        memcpy(to + row * c->width, from + row * c->qkv_stride, (size_t)c->width * sizeof *to);
+    return to;
 }
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
@@ -179,34 +207,34 @@ static void attend_block(void *context, int task, int worker) {
     attention_type *c = context;
     const block_type *block = &c->blocks[c->order[task] / c->kv_heads];
     const int64_t kv_head = c->order[task] % c->kv_heads, head = kv_head * c->sharing, width = c->width;
-    const int64_t positions = block->end - block->first, most = c->sharing * c->positions;
-    float *scores = strop_scratch(worker, (size_t)(tile_floats(c, most) + most * (2 * width + 3)) * sizeof *scores);
+    const int64_t positions = block->end - block->first, rows = c->sharing * positions;
+    const int64_t most = block_stride(c), stride = whole_lanes(rows);
+    const int64_t floats = tile_floats(c) + keys_floats(c) + most * (2 * width + 4);
+    float *scores = strop_scratch(worker, (size_t)floats * sizeof *scores);
     if (scores == NULL) {
         c->failed = 1;
         return;
     }
-    float *q = scores + tile_floats(c, most), *out = q + most * width;
+    float *copied = scores + tile_floats(c), *turned = copied + keys_floats(c), *out = turned + most * width;
     float *highest = out + most * width, *total = highest + most, *shrink = total + most;
+    int32_t *limits = (int32_t *)(shrink + most);
     const float *keys = c->qkv + (c->heads + kv_head) * width, *values = keys + c->kv_heads * width;
-    tile_shape shape = {.rows = c->sharing * positions, .positions = positions};
 
-    gather(c, c->qkv, c->qkv_stride, block, head, q);
-    for (int64_t row = 0; row < shape.rows; row++) highest[row] = -INFINITY, total[row] = 0.0f;
+    gather(c, c->qkv, c->qkv_stride, block, head, out);
+    c->rows->turn(out, rows, width, c->factor, turned, stride);
+    for (int64_t row = 0; row < stride; row++) highest[row] = -INFINITY, total[row] = 0.0f;
     int tiles = 0;
     for (tile_type tile = {0}; next_tile(block, c->positions, &tile); tiles++) {
-        const int64_t from = tile.first * c->qkv_stride;
-        shape.columns = tile.columns;
-        shape.stride = whole_lanes(tile.columns);
-        shape.first_visible = tile.first_visible;
-        strop_sgemm_tile(0, 1, shape.rows, tile.columns, width, c->factor, q, width, keys + from, c->qkv_stride, 0.0f,
-                         scores, shape.stride);
+        const int64_t from = tile.first * c->qkv_stride, n = tile.columns;
+        const tile_shape shape = shape_of(&tile, rows, positions, stride, limits);
+        c->product(n, stride, width, together(c, keys + from, n, copied), width, 1, turned, stride, 0, scores, stride);
         c->rows->softmax(scores, shape, highest, total, shrink);
         if (tiles > 0)
-            for (int64_t row = 0; row < shape.rows; row++) c->rows->scale(out + row * width, shrink[row], width);
-        strop_sgemm_tile(0, 0, shape.rows, width, tile.columns, 1.0f, scores, shape.stride, values + from,
-                         c->qkv_stride, tiles > 0 ? 1.0f : 0.0f, out, width);
+            for (int64_t row = 0; row < rows; row++) c->rows->scale(out + row * width, shrink[row], width);
+        c->product(rows, width, n, scores, 1, stride, together(c, values + from, n, copied), width, tiles > 0, out,
+                   width);
     }
-    for (int64_t row = 0; row < shape.rows; row++) {
+    for (int64_t row = 0; row < rows; row++) {
         c->rows->scale(out + row * width, 1.0f / total[row], width);
         c->row_sums[(head + row / positions) * c->row_sums_stride + block->first + row % positions] =
             highest[row] + logf(total[row]);
@@ -216,9 +244,11 @@ static void attend_block(void *context, int task, int worker) {
 
 static attention_type describe(const float *qkv, int64_t qkv_stride, int64_t heads, int64_t kv_heads, int64_t width,
                                double factor) {
-    return (attention_type){.rows = rows_of_level(), .heads = heads, .kv_heads = kv_heads, .width = width,
-                            .sharing = heads / kv_heads, .positions = block_positions(heads / kv_heads),
-                            .factor = (float)factor, .qkv = qkv, .qkv_stride = qkv_stride};
+    attention_type c = {.heads = heads, .kv_heads = kv_heads, .width = width, .sharing = heads / kv_heads,
+                        .positions = block_positions(heads / kv_heads), .factor = (float)factor, .qkv = qkv,
+                        .qkv_stride = qkv_stride};
+    use_level(&c);
+    return c;
 }
 
 /* qkv is [T, (heads + 2 kv_heads) width]; spans is [count, 4] (start, end, prefix start, prefix end) and covers T rows;
@@ -275,61 +305,83 @@ static float *key_sums(const attention_type *c, const chunk_type *chunk, int64_t
 
 /* Scratch memory of a backward task. */
 typedef struct {
-    float *scores, *grads, *q, *grad_out, *grad_q, *row_sums, *delta;
+    float *scores, *grads, *keys, *values, *q, *turned_q, *grad_out, *turned_grad_out, *grad_q, *row_sums, *delta;
+    int32_t *limits;
 } backward_memory;
+
+static int lend_memory(const attention_type *c, int worker, backward_memory *m) {
+    const int64_t tile = tile_floats(c), most = block_stride(c), of_block = most * c->width;
+    const int64_t floats = 2 * tile + 2 * keys_floats(c) + 5 * of_block + 3 * most;
+    float *memory = strop_scratch(worker, (size_t)floats * sizeof *memory);
+    if (memory == NULL) return 0;
+    m->scores = memory;
+    m->grads = m->scores + tile;
+    m->keys = m->grads + tile;
+    m->values = m->keys + keys_floats(c);
+    m->q = m->values + keys_floats(c);
+    m->turned_q = m->q + of_block;
+    m->grad_out = m->turned_q + of_block;
+    m->turned_grad_out = m->grad_out + of_block;
+    m->grad_q = m->turned_grad_out + of_block;
+    m->row_sums = m->grad_q + of_block;
+    m->delta = m->row_sums + most;
+    m->limits = (int32_t *)(m->delta + most);
+    return 1;
+}
+
+/* What a block needs of itself: its queries, scaled, and the gradients of what they gathered, as they are and turned. */
+static void read_block(const attention_type *c, const block_type *block, int64_t head, const backward_memory *m) {
+    const int64_t positions = block->end - block->first, rows = c->sharing * positions, width = c->width;
+    const int64_t stride = whole_lanes(rows);
+    gather(c, c->qkv, c->qkv_stride, block, head, m->q);
+    gather(c, c->grad, c->grad_stride, block, head, m->grad_out);
+    c->rows->scale(m->q, c->factor, rows * width);
+    c->rows->turn(m->q, rows, width, 1.0f, m->turned_q, stride);
+    c->rows->turn(m->grad_out, rows, width, 1.0f, m->turned_grad_out, stride);
+    for (int64_t row = 0; row < stride; row++) m->row_sums[row] = m->delta[row] = 0.0f;
+    for (int64_t p = 0; p < positions; p++)
+        for (int64_t g = 0; g < c->sharing; g++) {
+            const int64_t row = g * positions + p, t = block->first + p;
+            const float *out = c->out + t * c->out_stride + (head + g) * width;
+            m->row_sums[row] = c->row_sums[(head + g) * c->row_sums_stride + t];
+            m->delta[row] = c->rows->dot(m->grad_out + row * width, out, width);
+        }
+}
 
 static void backward_block(const attention_type *c, const chunk_type *chunk, const block_type *block, int64_t kv_head,
                            const backward_memory *m) {
-    const int64_t positions = block->end - block->first, head = kv_head * c->sharing, width = c->width;
+    const int64_t positions = block->end - block->first, rows = c->sharing * positions, width = c->width;
+    const int64_t head = kv_head * c->sharing, stride = whole_lanes(rows);
     const float *keys = c->qkv + (c->heads + kv_head) * width, *values = keys + c->kv_heads * width;
-    tile_shape shape = {.rows = c->sharing * positions, .positions = positions};
-    gather(c, c->qkv, c->qkv_stride, block, head, m->q);
-    gather(c, c->grad, c->grad_stride, block, head, m->grad_out);
-    for (int64_t row = 0; row < shape.rows; row++) {
-        const int64_t own_head = head + row / positions, t = block->first + row % positions;
-        m->row_sums[row] = c->row_sums[own_head * c->row_sums_stride + t];
-        m->delta[row] = c->rows->dot(m->grad_out + row * width, c->out + t * c->out_stride + own_head * width, width);
-    }
-    float kept = 0.0f;
-    for (tile_type tile = {0}; next_tile(block, c->positions, &tile); kept = 1.0f) {
-        const int64_t from = tile.first * c->qkv_stride, n = tile.columns, rows = shape.rows;
-        const int64_t stride = whole_lanes(n);
+    read_block(c, block, head, m);
+    int add = 0;
+    for (tile_type tile = {0}; next_tile(block, c->positions, &tile); add = 1) {
+        const int64_t from = tile.first * c->qkv_stride, n = tile.columns;
+        const tile_shape shape = shape_of(&tile, rows, positions, stride, m->limits);
         int64_t sums_stride, to_values;
         float *sums = key_sums(c, chunk, kv_head, tile.first, &sums_stride, &to_values);
-        shape.columns = n;
-        shape.stride = stride;
-        shape.first_visible = tile.first_visible;
-        strop_sgemm_tile(0, 1, rows, n, width, c->factor, m->q, width, keys + from, c->qkv_stride, 0.0f, m->scores,
-                         stride);
-        strop_sgemm_tile(0, 1, rows, n, width, 1.0f, m->grad_out, width, values + from, c->qkv_stride, 0.0f, m->grads,
-                         stride);
+        const float *near = together(c, keys + from, n, m->keys);
+        const float *near_values = together(c, values + from, n, m->values);
+        c->product(n, stride, width, near, width, 1, m->turned_q, stride, 0, m->scores, stride);
+        c->product(n, stride, width, near_values, width, 1, m->turned_grad_out, stride, 0, m->grads, stride);
         c->rows->softmax_backward(m->scores, m->grads, shape, m->row_sums, m->delta);
-        strop_sgemm_tile(1, 0, n, width, rows, 1.0f, m->scores, stride, m->grad_out, width, 1.0f, sums + to_values,
-                         sums_stride);
-        strop_sgemm_tile(1, 0, n, width, rows, c->factor, m->grads, stride, m->q, width, 1.0f, sums, sums_stride);
-        strop_sgemm_tile(0, 0, rows, width, n, c->factor, m->grads, stride, keys + from, c->qkv_stride, kept,
-                         m->grad_q, width);
+        c->product(n, width, rows, m->scores, stride, 1, m->grad_out, width, 1, sums + to_values, sums_stride);
+        c->product(n, width, rows, m->grads, stride, 1, m->q, width, 1, sums, sums_stride);
+        c->product(rows, width, n, m->grads, 1, stride, near, width, add, m->grad_q, width);
     }
+    c->rows->scale(m->grad_q, c->factor, rows * width);
     scatter(c, m->grad_q, c->grad_to, c->grad_to_stride, block, head);
 }
 
 static void backward_chunk(void *context, int task, int worker) {
     attention_type *c = context;
     const chunk_type *chunk = &c->chunks[c->order[task] / c->kv_heads];
-    const int64_t kv_head = c->order[task] % c->kv_heads, most = c->sharing * c->positions;
-    const int64_t tile = tile_floats(c, most);
+    const int64_t kv_head = c->order[task] % c->kv_heads;
     backward_memory m;
-    m.scores = strop_scratch(worker, (size_t)(2 * tile + most * (3 * c->width + 2)) * sizeof *m.scores);
-    if (m.scores == NULL) {
+    if (!lend_memory(c, worker, &m)) {
         c->failed = 1;
         return;
     }
-    m.grads = m.scores + tile;
-    m.q = m.grads + tile;
-    m.grad_out = m.q + most * c->width;
-    m.grad_q = m.grad_out + most * c->width;
-    m.row_sums = m.grad_q + most * c->width;
-    m.delta = m.row_sums + most;
     if (chunk->sums != NULL) {
         const size_t floats = (size_t)(chunk_rows(chunk) * 2 * c->width);
         memset(chunk->sums + (size_t)kv_head * floats, 0, floats * sizeof *chunk->sums);

@@ -1,21 +1,13 @@
-/* Softmax over rows of scores, forward and backward, 16 lanes at a time (attention.h says what each does).
+/* Softmax over tiles of scores, forward and backward (attention.h says what each does).
  *
- * A row is worked on up to the end of the 16 lanes in which its visible keys end; the scores in between are set to -inf
- * first, and so count for nothing. The additions are the same with every instruction set, and so are the bytes.
+ * A register holds as many queries, and goes down their keys one after another: each query has its own sum, in the same
+ * order with every instruction set, and so the bytes are the same.
  */
 #include "attention.h"
 
 #include "lanes.h"
 
-/* Numbers in a register. */
-#if defined(ISA_AVX512)
-enum { WIDE = 16 };
-#elif defined(ISA_AVX2)
-enum { WIDE = 8 };
-#else
-enum { WIDE = 4 };
-#endif
-enum { SIXTEEN = 16, PARTS = SIXTEEN / WIDE };
+enum { WIDE = ATTENTION_WIDTH, SIXTEEN = 16 };
 
 typedef float wide __attribute__((vector_size(4 * WIDE)));
 typedef int32_t wide_bits __attribute__((vector_size(4 * WIDE)));
@@ -49,75 +41,76 @@ static inline wide load(const float *x) {
 
 static inline void store(float *x, wide value) { memcpy(x, &value, sizeof value); }
 
-static inline int64_t visible_keys(tile_shape shape, int64_t row) {
-    return smaller(shape.columns, shape.first_visible + row % shape.positions);
+static inline wide_bits load_bits(const int32_t *x) {
+    wide_bits value;
+    memcpy(&value, x, sizeof value);
+    return value;
 }
 
-static inline int64_t whole_lanes(int64_t count) { return (count + SIXTEEN - 1) / SIXTEEN * SIXTEEN; }
+/* NaN in x is passed over. */
+static inline wide higher(wide x, wide y) { return choose(x > y, x, y); }
 
-/* The fold of lanes.h: 16 partial sums, 8, 4, 2, 1. */
-static inline float fold_sixteen(float *sums) {
-    for (int half = SIXTEEN / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
-    return sums[0];
-}
-
-static inline void fill(float *x, int64_t from, int64_t to, float value) {
-    for (int64_t i = from; i < to; i++) x[i] = value;
-}
-
-/* The highest of whole lanes; NaN is passed over. */
-static inline float highest_of(const float *x, int64_t count) {
-    wide most[PARTS];
-    for (int part = 0; part < PARTS; part++) most[part] = load(x + part * WIDE);
-    for (int64_t i = SIXTEEN; i < count; i += SIXTEEN)
-        for (int part = 0; part < PARTS; part++) {
-            const wide value = load(x + i + part * WIDE);
-            most[part] = choose(value > most[part], value, most[part]);
-        }
-    float each[SIXTEEN], highest = -INFINITY;
-    memcpy(each, most, sizeof each);
-    for (int lane = 0; lane < SIXTEEN; lane++) highest = each[lane] > highest ? each[lane] : highest;
-    return highest;
+static inline void softmax_columns(float *scores, tile_shape shape, wide_bits limits, float *highest, float *total,
+                                   float *shrink) {
+    const wide zero = {0}, before = load(highest);
+    for (int64_t key = shape.seen_by_all; key < shape.keys; key++) {
+        float *score = scores + key * shape.stride;
+        store(score, choose(limits > (int32_t)key, load(score), zero - INFINITY));
+    }
+    /* Four at a time, for one has to wait for the one before. */
+    wide most[4] = {before, before, before, before};
+    int64_t next = 0;
+    for (; next + 4 <= shape.keys; next += 4)
+        for (int i = 0; i < 4; i++) most[i] = higher(load(scores + (next + i) * shape.stride), most[i]);
+    for (; next < shape.keys; next++) most[0] = higher(load(scores + next * shape.stride), most[0]);
+    const wide now = higher(higher(most[0], most[1]), higher(most[2], most[3]));
+    wide sum = zero;
+    for (int64_t key = 0; key < shape.keys; key++) {
+        const wide value = exp_wide(load(scores + key * shape.stride) - now);
+        store(scores + key * shape.stride, value);
+        sum += value;
+    }
+    const wide less = exp_wide(before - now);
+    store(highest, now);
+    store(shrink, less);
+    store(total, load(total) * less + sum);
 }
 
 static void softmax(float *scores, tile_shape shape, float *highest, float *total, float *shrink) {
-    for (int64_t row = 0; row < shape.rows; row++) {
-        float *x = scores + row * shape.stride;
-        const int64_t visible = visible_keys(shape, row), count = whole_lanes(visible);
-        fill(x, visible, count, -INFINITY);
-        const float before = highest[row], here = highest_of(x, count), now = here > before ? here : before;
-        wide sums[PARTS] = {{0}};
-        for (int64_t i = 0; i < count; i += SIXTEEN)
-            for (int part = 0; part < PARTS; part++) {
-                const wide value = exp_wide(load(x + i + part * WIDE) - now);
-                store(x + i + part * WIDE, value);
-                sums[part] += value;
-            }
-        fill(x, count, shape.columns, 0.0f);
-        highest[row] = now;
-        shrink[row] = exp_float(before - now);
-        float each[SIXTEEN];
-        memcpy(each, sums, sizeof each);
-        total[row] = total[row] * shrink[row] + fold_sixteen(each);
-    }
+    for (int64_t row = 0; row < shape.stride; row += WIDE)
+        softmax_columns(scores + row, shape, load_bits(shape.limits + row), highest + row, total + row, shrink + row);
 }
 
 static void softmax_backward(float *scores, float *grads, tile_shape shape, const float *row_sums,
                              const float *delta) {
-    for (int64_t row = 0; row < shape.rows; row++) {
-        float *x = scores + row * shape.stride, *grad = grads + row * shape.stride;
-        const int64_t visible = visible_keys(shape, row), count = whole_lanes(visible);
-        const float sum = row_sums[row], less = delta[row];
-        fill(x, visible, count, -INFINITY);
-        fill(grad, visible, count, 0.0f);
-        for (int64_t i = 0; i < count; i += WIDE) {
-            const wide p = exp_wide(load(x + i) - sum);
-            store(x + i, p);
-            store(grad + i, p * (load(grad + i) - less));
+    const wide zero = {0};
+    for (int64_t row = 0; row < shape.stride; row += WIDE) {
+        const wide_bits limits = load_bits(shape.limits + row);
+        const wide sum = load(row_sums + row), less = load(delta + row);
+        for (int64_t key = 0; key < shape.keys; key++) {
+            float *score = scores + key * shape.stride + row, *grad = grads + key * shape.stride + row;
+            wide p = exp_wide(load(score) - sum), slope = p * (load(grad) - less);
+            if (key >= shape.seen_by_all) {
+                const wide_bits seen = limits > (int32_t)key;
+                p = choose(seen, p, zero);
+                slope = choose(seen, slope, zero);
+            }
+            store(score, p);
+            store(grad, slope);
         }
-        fill(x, count, shape.columns, 0.0f);
-        fill(grad, count, shape.columns, 0.0f);
+    }
+}
+
+/* Sixteen rows by sixteen columns at a time, so that lines that are read and written stay in the first cache. */
+static void turn(const float *from, int64_t rows, int64_t width, float factor, float *to, int64_t stride) {
+    for (int64_t row = 0; row < stride; row += SIXTEEN) {
+        const int64_t there = smaller(SIXTEEN, rows - row);
+        for (int64_t column = 0; column < width; column++) {
+            float *out = to + column * stride + row;
+            const float *in = from + row * width + column;
+            for (int64_t i = 0; i < there; i++) out[i] = in[i * width] * factor;
+            for (int64_t i = there < 0 ? 0 : there; i < SIXTEEN; i++) out[i] = 0.0f;
+        }
     }
 }
 
@@ -127,11 +120,13 @@ static float dot(const float *a, const float *b, int64_t count) {
     for (; i + SIXTEEN <= count; i += SIXTEEN)
         for (int lane = 0; lane < SIXTEEN; lane++) sums[lane] += a[i + lane] * b[i + lane];
     for (int lane = 0; i < count; i++, lane++) sums[lane] += a[i] * b[i];
-    return fold_sixteen(sums);
+    for (int half = SIXTEEN / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) sums[lane] += sums[lane + half];
+    return sums[0];
 }
 
 static void scale(float *x, float factor, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] *= factor;
 }
 
-const attention_rows ISA_NAME(attention_rows) = {softmax, softmax_backward, dot, scale};
+const attention_rows ISA_NAME(attention_rows) = {softmax, softmax_backward, turn, dot, scale};

@@ -12,7 +12,7 @@
  * 512 × 512 on where it is 4,096; 86 with 512 × 256, 81 with 256 × 256, 80 with 2,048 × 128. On two such cores the
  * pieces come to 92 to 95 % of what OpenBLAS does with two threads of its own and nothing else on the machine.
  */
-#include "matmul.h"
+#include "strop.h"
 
 enum { CBLAS_ROW_MAJOR = 101, CBLAS_PLAIN = 111, CBLAS_TRANSPOSED = 112 };
 
@@ -26,12 +26,9 @@ STROP_API void strop_set_sgemm(void *function) {
     library_sgemm = (sgemm_function)function;
 }
 
-int strop_has_sgemm(void) {
-    return library_sgemm != 0;
-}
-
-void strop_sgemm_tile(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                      int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+/* One product on the caller's thread; c is not read where beta is 0. */
+static void sgemm_tile(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+                       int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
     library_sgemm(CBLAS_ROW_MAJOR, trans_a ? CBLAS_TRANSPOSED : CBLAS_PLAIN, trans_b ? CBLAS_TRANSPOSED : CBLAS_PLAIN,
                   (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
@@ -80,9 +77,8 @@ static void piece(void *context, int task, int worker) {
     const int64_t rows = p->m - row < p->rows ? p->m - row : p->rows;
     const int64_t columns = p->n - column < p->columns ? p->n - column : p->columns;
     (void)worker;
-    strop_sgemm_tile(p->trans_a, p->trans_b, rows, columns, p->k, p->alpha, p->a + (p->trans_a ? row : row * p->lda),
-                     p->lda, p->b + (p->trans_b ? column * p->ldb : column), p->ldb, p->beta,
-                     p->c + row * p->ldc + column, p->ldc);
+    sgemm_tile(p->trans_a, p->trans_b, rows, columns, p->k, p->alpha, p->a + (p->trans_a ? row : row * p->lda), p->lda,
+               p->b + (p->trans_b ? column * p->ldb : column), p->ldb, p->beta, p->c + row * p->ldc + column, p->ldc);
 }
 
 /* a is [m, k] ([k, m] where trans_a), b [k, n] ([n, k] where trans_b), c [m, n]; ld* are the elements from one row to
