@@ -1,11 +1,16 @@
 """Forecast against fact: peak memory and time of a step, over recipes, budgets and models of 0.1, 1 and 7 billion.
 
     python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--json FILE]
+    python benchmarks/memory_curve.py --points gemma2,qwen3_moe,phi2,baichuan13b,some_experts
 
 Every point is a process of its own. It plans as `strop train` does (probe, forecast, search) for a budget that lies
 somewhere between the leanest and the fastest plan, then does what a run does: loads, computes the largest pack once,
 generates sample answers, and computes some steps. Compared are the process's peak resident memory, a mean step, and
 loading (the real model's; random ones are made, not loaded).
+
+The second line is models of 0.1 to 0.3 billion random weights in the shapes of families that compute otherwise than
+Llama: windows, caps and four norms a layer; experts in all layers or some; one layer norm for attention and MLP side by
+side; scores that fall with distance.
 
 SmolLM2-135M is the real model. The others have the sizes of TinyLlama-1.1B and InternLM-7B and random weights, which
 are made in NF4 directly and never exist in full precision; the head is bfloat16, and an embedding that the plan leaves
@@ -38,7 +43,7 @@ class Point:
     """A recipe and a budget.
 
     Attributes:
-        model: "smollm2", "1b" or "7b".
+        model: "smollm2", "1b", "7b", or one of `FAMILIES`.
         targets: projections that are adapted.
         rank: rank of the adapters.
         dropout: their dropout.
@@ -66,13 +71,22 @@ POINTS = [
     *(Point("1b", "all-linear", 16, 0.0, 4, 512, share, 2) for share in (0.0, 0.5)),
     Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 10, 512, 6e9, 1),
     Point("7b", "q_proj,k_proj,v_proj", 8, 0.0, 2, 512, 1.0, 1),
+    *(
+        Point(model, "all-linear", 16, dropout, 4, longest, share, 2)
+        for model in ("gemma2", "qwen3_moe", "phi2", "baichuan13b", "some_experts")
+        for dropout, longest, share in ((0.0, 512, 1.0), (0.05, 1024, 0.3))
+    ),
 ]
+
+FAMILIES = ("gemma2", "qwen3_moe", "phi2", "baichuan13b", "some_experts")
 
 
 def sizes(model: str) -> Any:
     """The sizes of a model that is made here."""
     from strop.model.spec import DecoderSpec, RopeSpec
 
+    if model in FAMILIES:
+        return family_sizes(model)
     common = {"family": "llama", "norm_eps": 1e-5, "rope": RopeSpec()}
     if model == "1b":
         shape = {"vocabulary": 32000, "hidden": 2048, "intermediate": 5632, "layers": 22, "heads": 32, "kv_heads": 4}
@@ -80,6 +94,36 @@ def sizes(model: str) -> Any:
         shape = {"vocabulary": 103168, "hidden": 4096, "intermediate": 11008, "layers": 32, "heads": 32, "kv_heads": 32}
     head_size = shape["hidden"] // shape["heads"]
     return DecoderSpec(**common, **shape, head_size=head_size, tied_head=False, context=2048)
+
+
+def family_sizes(model: str) -> Any:
+    """The sizes of a model of a family's kind: the family's proportions, fewer of everything."""
+    from strop.model.spec import DecoderSpec, ExpertsSpec, RopeSpec
+
+    layers = 12
+    common = {"family": model, "norm_eps": 1e-5, "rope": RopeSpec(), "tied_head": True, "context": 4096}
+    shape = {"vocabulary": 32000, "hidden": 768, "intermediate": 3072, "layers": layers, "heads": 12, "kv_heads": 12}
+    experts = {"intermediate": 2048, "heads": 16, "kv_heads": 4, "head_size": 64, "qk_norm": "head"}
+    kinds: dict[str, dict[str, Any]] = {
+        "gemma2": {
+            **{"heads": 4, "kv_heads": 2, "head_size": 192, "intermediate": 4608, "norm_placement": "both"},
+            **{"activation": "gelu_tanh", "attention_softcap": 50.0, "head_softcap": 30.0, "embedding_scale": 27.7},
+            "windows": tuple(256 * (layer % 2 == 0) for layer in range(layers)),
+        },
+        "qwen3_moe": {**experts, "experts": ExpertsSpec(16, 4, 384)},
+        "some_experts": {
+            **experts,
+            "experts": ExpertsSpec(16, 4, 384, layers=tuple(layer % 2 == 1 for layer in range(layers))),
+        },
+        "phi2": {
+            **{"norm": "layer", "norm_placement": "parallel", "gated_mlp": False, "activation": "gelu_tanh"},
+            **{"attention_input_bias": True, "attention_output_bias": True, "mlp_bias": True, "head_bias": True},
+            **{"rope": RopeSpec(rotary_size=32), "tied_head": False},
+        },
+        "baichuan13b": {"alibi": True, "intermediate": 2048, "tied_head": False},
+    }
+    changes = {"head_size": 64, **kinds[model]}
+    return DecoderSpec(**{**common, **shape, **changes})
 
 
 def samples_of(count: int, longest: int, vocabulary: int) -> list[Any]:
@@ -105,10 +149,9 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
 
     from strop.kernels.nf4 import BLOCK, NESTED_BLOCK, NF4Tensor
     from strop.kernels.qlora_linear import WeightBuffer
-    from strop.model.assemble import make_layer
+    from strop.model.assemble import make_layer, make_norm
     from strop.model.decoder import Decoder
     from strop.model.head import Embedding, Head
-    from strop.model.norms import Norm
 
     generator = torch.Generator().manual_seed(3)
     buffer = WeightBuffer()
@@ -124,13 +167,22 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             shape,
         )
 
-    def norm(path: str) -> torch.Tensor:
-        return torch.ones(spec.norms[path.split(".", 3)[-1].removesuffix(".weight")])
+    def other(path: str) -> torch.Tensor:
+        """A norm, a bias or a router."""
+        name = path.removeprefix("model.").split(".", 2)[-1].rpartition(".")[0]
+        if name in spec.norms or path.startswith("model.norm"):
+            return torch.ones(spec.norms.get(name, spec.hidden))
+        if name == "mlp.gate":
+            return torch.randn(spec.experts.count, spec.hidden, generator=generator) * 0.02
+        return torch.zeros(spec.projection_shape(name.split(".")[-1])[0], dtype=torch.bfloat16)
 
-    def projection(path: str) -> NF4Tensor:
-        return weight(spec.projection_shape(path.split(".")[-2]))
+    def matrix(path: str) -> NF4Tensor:
+        name = path.split(".")[-2]
+        if ".experts." in path:
+            return weight(spec.expert_shapes[("gate_proj", "up_proj", "down_proj").index(name)])
+        return weight(spec.projection_shape(name))
 
-    layers = [make_layer(index, spec, norm, projection, buffer) for index in range(spec.layers)]
+    layers = [make_layer(index, spec, other, matrix, buffer) for index in range(spec.layers)]
 
     def half() -> torch.Tensor:
         matrix = torch.empty(spec.vocabulary, spec.hidden, dtype=torch.bfloat16)
@@ -138,8 +190,12 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             rows.copy_(torch.randn(rows.shape, generator=generator) * 0.02)
         return matrix
 
-    head = Head(half(), torch.float32, torch.bfloat16)
-    if plan.embedding == "memory":
+    bias_V = torch.zeros(spec.vocabulary) if spec.head_bias else None
+    head_VD = half().to(torch.float32 if plan.head == "dense" else torch.bfloat16)
+    head = Head(head_VD, torch.float32, torch.bfloat16, bias_V, spec.logit_scale, spec.head_softcap)
+    if spec.tied_head:
+        embedding = Embedding(head_VD)
+    elif plan.embedding == "memory":
         embedding = Embedding(half())
     else:
         path = folder / "embedding"
@@ -158,7 +214,8 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
             return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.bfloat16).view(-1, spec.hidden)
 
         embedding = Embedding(None, read)
-    return Decoder(spec, embedding, head, Norm(torch.ones(spec.hidden), spec.norm_eps), layers, torch.float32, buffer)
+    final_norm = make_norm("model.norm", spec, other)
+    return Decoder(spec, embedding, head, final_norm, layers, torch.float32, buffer)
 
 
 def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
@@ -228,7 +285,8 @@ def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Pa
             decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
         else:
             decoder = random_decoder(spec, plan, Path(place))
-        targets, shape = parse_targets(point.targets), {"rank": point.rank, "alpha": 16, "dropout": point.dropout}
+        targets = parse_targets(point.targets, spec.adaptable)
+        shape = {"rank": point.rank, "alpha": 16, "dropout": point.dropout}
         adapter = make_adapter(spec, **shape, targets=targets, seed=0)
         engine = make_engine(decoder, plan, work_of(choice, plan, adapter))
         optimizer = Optimizer(adapter, 0.0)

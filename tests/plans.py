@@ -43,7 +43,7 @@ def forecast(plan: Plan = PLAN, *, base: int = 420_000_000, kept: int = 600_000_
 
 def packs(tokens: int = 1280, read: int = 1390) -> Packs:
     """One pack."""
-    return Packs(np.array([tokens]), np.array([830]), np.array([tokens * 50]), read)
+    return Packs(np.array([tokens]), np.array([830]), np.array([tokens * 50]), np.array([tokens]), read)
 
 
 WORK = Workload(

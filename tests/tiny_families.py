@@ -330,6 +330,22 @@ CASES: dict[str, Case] = {
             "norm_topk_prob": True,
         },
     ),
+    "qwen3_moe some layers": Case(
+        "qwen3_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "head_dim": 16,
+            "num_hidden_layers": 5,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+        },
+    ),
+    "qwen3_moe but the first": Case(
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "mlp_only_layers": [0]},
+    ),
     "baichuan": Case("llama", _ALL_HEADS, baichuan),
     "baichuan2": Case("llama", {**_ALL_HEADS, "vocab_size": 125696, "hidden_size": 32}, baichuan, unit_rows),
     "baichuan 13b": Case(

@@ -52,6 +52,19 @@ def test_the_day_is_not_in_the_prompt() -> None:
     assert ChatTemplate(source, {}).render(MESSAGES, add_generation_prompt=False) == "26 Jul 2024"
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ strftime_now('%d %B %Y') }}", "26 July 2024"),
+        ("{{ strftime_now('%-d.%m.%y, 100%% %999999999d %n') }}", "26.07.24, 100% %999999999d \n"),
+        ("{% if not strftime_now is defined %}x{% endif %}", "x"),
+        ("{% if strftime_now is not defined %}x{% else %}{{ strftime_now('%Y') }}{% endif %}", "x"),
+    ],
+)
+def test_a_template_that_must_have_a_day_always_has_the_same(source: str, text: str) -> None:
+    assert ChatTemplate(source, {}).render(MESSAGES, add_generation_prompt=False) == text
+
+
 def test_a_broken_template_names_its_line() -> None:
     with pytest.raises(TemplateError, match=r"folder/chat_template.jinja, line 2: not a Jinja template"):
         ChatTemplate("{% for m in messages %}\n{% endif %}", {}, "folder/chat_template.jinja")
@@ -68,7 +81,6 @@ def test_a_broken_template_names_its_line() -> None:
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "fails"),
         ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "fails"),
         ("{% include 'other' %}", "fails"),
-        ("{{ strftime_now('%d') }}", "fails"),
     ],
 )
 def test_a_template_that_fails_or_reaches_out_is_an_error(source: str, words: str) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.server
-import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from hub_server import COMMIT, HubServer, serving
 from strop.data import sources_hub
 from strop.data.mixture import Mixture, whole_sources
 from strop.data.sources import read_records
@@ -20,7 +17,6 @@ from strop.data.sources_hub import chosen_files, hub_id
 from strop.errors import DataError
 from strop.hub.repository import HubId, Repository
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BROKEN_AT = 20
 ROW = '{"question": "q", "answer": "a"}\n'
 CARD = """---
@@ -124,36 +120,21 @@ def test_what_is_unclear_is_asked(selection: str, names: list[str], what: str, w
         assert word in str(caught.value)
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Speaks both hubs' protocols about one data set, owner/name."""
+class Hub(HubServer):
+    """A hub with one data set, owner/name."""
 
-    protocol_version = "HTTP/1.1"
-    asked: list[str]
     ranges: list[str]
     damaged = False
     breaks = 0
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        path, query = unquote(url.path), {key: values[0] for key, values in parse_qs(url.query).items()}
-        self.asked.append(self.path)
+    def route(self, path: str, query: dict[str, str]) -> None:
         if path.startswith("/api/datasets/owner/name"):
-            revision = path.partition("/revision/")[2]
-            if revision not in ("", "main", "v1", COMMIT):
-                self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-                return
             siblings = [
                 {"rfilename": name, "size": len(text)}
                 | ({"lfs": {"size": len(text), "sha256": sha(text), "pointerSize": 1}} if "-00000" in name else {})
                 for name, text in FILES.items()
             ]
-            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
+            self.info(path, siblings)
         elif path.startswith(f"/datasets/owner/name/resolve/{COMMIT}/"):
             self.file(path.partition(f"{COMMIT}/")[2])
         elif path == "/api/v1/datasets/owner/name":
@@ -169,40 +150,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif path == "/api/v1/datasets/owner/name/repo" and query["Revision"] == COMMIT:
             self.file(query["FilePath"])
         else:
-            self.answer(404, b'{"error": "none"}', {"X-Error-Code": "RepoNotFound"})
-
-    def data(self, value: object) -> None:
-        self.answer(200, json.dumps({"Code": 200, "Data": value}).encode())
+            self.nothing()
 
     def file(self, name: str) -> None:
         content = FILES[name].encode()
         if self.damaged:
             content = content[:-2] + b" \n"
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        wanted = self.headers.get("Range", "")
         if self.command == "GET":
-            self.ranges.append(wanted)
-        if wanted.startswith("bytes="):
-            start = int(wanted.removeprefix("bytes=").split("-", maxsplit=1)[0])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.answer(206, content[start:], headers)
-        else:
-            self.answer(200, content, headers)
+            self.ranges.append(self.headers.get("Range", ""))
+        self.content(content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
 
-    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Type": "application/json", "Accept-Ranges": "bytes", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if type(self).breaks and "X-Repo-Commit" in (headers or {}):
+    def body(self, body: bytes, headers: dict[str, str]) -> None:
+        if type(self).breaks and "X-Repo-Commit" in headers:
             type(self).breaks -= 1
-            self.wfile.write(body[:BROKEN_AT])
-            self.close_connection = True
-        else:
-            self.wfile.write(body)
+            body, self.close_connection = body[:BROKEN_AT], True
+        self.wfile.write(body)
 
 
 def sha(text: str) -> str:
@@ -212,21 +174,9 @@ def sha(text: str) -> str:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     handler = type("OneHub", (Hub,), {"asked": [], "ranges": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
-    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "strop"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.chdir(tmp_path)
     sources_hub._repository.cache_clear()
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler, tmp_path, monkeypatch):
+        yield handler
     sources_hub._repository.cache_clear()
 
 

@@ -46,6 +46,7 @@ def test_a_wrong_table_is_seen(tmp_path, monkeypatch, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said["passed"] is False
     assert len(said["layers"]) == 3
+    assert (said["nf4"]["projections"], said["nf4"]["experts"]) == (21, 0)
 
 
 def test_families_that_transformers_lacks_are_named(tmp_path):
@@ -68,10 +69,19 @@ def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
         list(check_family(tmp_path / "own"))
 
 
-@pytest.mark.slow
-def test_the_starter_models_real_weights():
-    from strop.model.starter import starter_folder
+def test_it_says_what_is_in_four_bits(tmp_path, capsys):
+    write_model(CASES["qwen3_moe"], tmp_path)
+    assert main(["models", "--check", str(tmp_path / "own")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 layers, the same as transformers" in said
+    assert "all 12 projections and all 36 matrices of experts in NF4" in said
 
-    checks = list(check_family(starter_folder()))
-    assert len(checks) == 30
-    assert max(check.difference for check in checks) < TOLERANCE
+
+@pytest.mark.slow
+def test_the_starter_models_real_weights(capsys):
+    """The command itself on SmolLM2-135M-Instruct, as a user runs it on a model of theirs."""
+    assert main(["models", "--check", "smollm2-135m-instruct", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [one["layer"] for one in said["layers"]] == list(range(30))
+    assert max(one["difference"] for one in said["layers"]) < TOLERANCE / 10
+    assert (said["nf4"]["projections"], said["nf4"]["weights"]) == (210, 106_168_320)

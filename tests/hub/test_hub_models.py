@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from hub_server import COMMIT, HubServer, serving
 from strop.errors import ModelError
 from strop.hub import hashes, models
 from strop.hub.models import chosen_files, fetch_model, model_id, pinned_model
 from strop.hub.repository import HubId, Repository
 from strop.model.source import model_folder, whole_model
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
 FILES = {
     "README.md": b"# a model",
@@ -48,38 +45,24 @@ class Fault(NamedTuple):
     times: int
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Speaks both hubs' protocols about one model, owner/name."""
+class Hub(HubServer):
+    """A hub with one model, owner/name."""
 
-    protocol_version = "HTTP/1.1"
-    asked: list[str]
     sent: list[int]
     secrets: list[str]
     faults: list[Fault]
     other_host: list[str]
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        path, query = unquote(url.path), {key: values[0] for key, values in parse_qs(url.query).items()}
-        self.asked.append(self.path)
+    def route(self, path: str, query: dict[str, str]) -> None:
         if "Authorization" in self.headers:
             self.secrets.append(path)
         if path.startswith("/api/models/owner/name"):
-            if path.partition("/revision/")[2] not in ("", "main", "v1", COMMIT):
-                self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-                return
             siblings = [
                 {"rfilename": name, "size": len(data)}
                 | ({"lfs": {"size": len(data), "sha256": sha(data), "pointerSize": 1}} if "safetensors" in name else {})
                 for name, data in FILES.items()
             ]
-            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
+            self.info(path, siblings)
         elif path.startswith(f"/owner/name/resolve/{COMMIT}/"):
             self.file(path.partition(f"{COMMIT}/")[2])
         elif path.startswith("/elsewhere/"):
@@ -92,10 +75,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         elif path == "/api/v1/models/owner/name/repo" and query["Revision"] == COMMIT:
             self.file(query["FilePath"])
         else:
-            self.answer(404, b'{"error": "none"}', {"X-Error-Code": "RepoNotFound"})
-
-    def data(self, value: object) -> None:
-        self.answer(200, json.dumps({"Code": 200, "Data": value}).encode())
+            self.nothing()
 
     def file(self, name: str) -> None:
         content = FILES[name]
@@ -110,30 +90,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return
         if kind == "other":
             content = content[::-1]
-        headers = {"ETag": f'"{sha(content)}"'}
-        wanted = self.headers.get("Range", "")
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted.startswith("bytes=") else 0
-        self.sent.append(len(content) - start)
+        left = len(content) - self.start()
+        self.sent.append(left)
         if kind == "cut":
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_response(206 if self.start() else 200)
+            self.send_header("Content-Length", str(left))
             self.end_headers()
-            self.wfile.write(content[start : start + (len(content) - start) // 2])
+            self.wfile.write(content[self.start() :][: left // 2])
             self.close_connection = True
-        elif start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.answer(206, content[start:], headers)
         else:
-            self.answer(200, content, headers)
-
-    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Type": "application/json", "Accept-Ranges": "bytes", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            self.content(content, {"ETag": f'"{sha(content)}"'})
 
 
 def sha(data: bytes) -> str:
@@ -143,27 +109,11 @@ def sha(data: bytes) -> str:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     handler = type("OneHub", (Hub,), {"asked": [], "sent": [], "faults": [], "secrets": [], "other_host": []})
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-    threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
-    for thread in threads:
-        thread.start()
-    address, handler.other_host[:] = (
-        f"http://127.0.0.1:{servers[0].server_address[1]}",
-        [f"http://localhost:{servers[1].server_address[1]}"],
-    )
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", address)
-    monkeypatch.setenv("STROP_CACHE", str(tmp_path / "strop"))
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.chdir(tmp_path)
     models._repository.cache_clear()
-    yield handler
-    for server, thread in zip(servers, threads, strict=True):
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(handler, tmp_path, monkeypatch, hosts=2) as ports:
+        handler.other_host.append(f"http://localhost:{ports[1]}")
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield handler
     models._repository.cache_clear()
 
 

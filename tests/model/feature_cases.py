@@ -242,6 +242,12 @@ CASES: dict[str, Case] = {
         | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
         {"qk_norm": "head", "experts": ExpertsSpec(6, 3, 32, normalise_weights=False)},
     ),
+    "qwen3 moe some layers": Case(
+        "Qwen3Moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True}
+        | {"head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": [1]},
+        {"qk_norm": "head", "experts": ExpertsSpec(6, 3, 32, layers=(True, False, True))},
+    ),
     "mpt": Case(
         "Mpt",
         {"d_model": 64, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 128}

@@ -28,12 +28,11 @@ from strop.model.engine import Engine
 from strop.model.families import families, spec_from_config
 from strop.model.generate import generate
 from strop.model.load import load_decoder
-from strop.model.lora import Adapter, make_adapter, write_adapter
+from strop.model.lora import Adapter, adapter_size, make_adapter, parse_targets, write_adapter
 from strop.model.support import unsupported
 from strop.model.tensors import ModelTensors
 from tiny_families import CASES, Case, equal_model, read, write_model
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTHS = (17, 1, 40)
 """Documents of a pack; the last is longer than the windows, and than the original contexts of the stretched ropes."""
 
@@ -72,7 +71,7 @@ def dequantise(folder: Path) -> None:
 
 
 def targets_of(decoder: Decoder) -> tuple[str, ...]:
-    return ATTENTION if decoder.spec.experts else decoder.spec.projections
+    return decoder.spec.adaptable
 
 
 def adapter_of(decoder: Decoder) -> Adapter:
@@ -234,11 +233,18 @@ def test_what_is_not_computed_is_refused_by_name(config, said):
     assert said in str(error.value)
 
 
-def test_experts_on_some_layers_only_are_refused_when_loaded(tmp_path):
-    case = CASES["qwen3_moe"]
-    write_model(Case(case.kind, {**case.changes, "mlp_only_layers": [1]}), tmp_path)
-    with pytest.raises(ModelError, match="some layers only"):
-        load_decoder(tmp_path / "own")
+def test_layers_with_experts_and_without(tmp_path):
+    """Layer 1 alone has experts. Adapters are attention's everywhere, and the sizes are those of the tensors."""
+    write_model(CASES["qwen3_moe some layers"], tmp_path)
+    decoder = load_decoder(tmp_path / "own")
+    assert [decoder.spec.has_experts(layer) for layer in range(5)] == [False, True, False, False, False]
+    assert [layer.experts is not None for layer in decoder.layers] == [False, True, False, False, False]
+    adapter = make_adapter(decoder.spec, rank=4, alpha=8, dropout=0.0, targets=decoder.spec.adaptable, seed=1)
+    assert {path.split(".")[3] for path in adapter.matrices} == {"self_attn"}
+    assert adapter.size == adapter_size(decoder.spec, adapter.targets, adapter.rank)
+    assert parse_targets("all-linear", decoder.spec.adaptable) == adapter.targets
+    held = [weight for layer in decoder.layers for group in layer.groups for weight in group.weights]
+    assert decoder.spec.linear_weights == sum(weight.shape[0] * weight.shape[1] for weight in held)
 
 
 def test_a_setting_that_is_off_is_passed_over():

@@ -46,7 +46,7 @@ def test_loss_and_gradients(name):
     """The gradient of W + s B A gives those of B and A."""
     case, _, _ = built(name)
     model, decoder = case.build()
-    adapter = adapter_of(decoder, decoder.spec.projections)
+    adapter = adapter_of(decoder, decoder.spec.adaptable)
     with torch.no_grad():
         for path, (a_RI, b_OR) in adapter.matrices.items():
             case.tensor(model, f"{path}.weight").add_(b_OR @ a_RI, alpha=adapter.scale)
@@ -75,8 +75,8 @@ def test_the_engine_is_the_reference(name, choice):
     _, _, decoder = built(name)
     batch = batch_of(*documents(*LENGTHS))
     with select.forced(choice):
-        for targets in (decoder.spec.projections, ("q_proj", "v_proj"), ("up_proj",), ("o_proj", "down_proj")):
-            here = [name for name in targets if name in decoder.spec.projections]
+        for targets in (decoder.spec.adaptable, ("q_proj", "v_proj"), ("up_proj",), ("o_proj", "down_proj")):
+            here = [name for name in targets if name in decoder.spec.adaptable]
             adapter = adapter_of(decoder, here or ["k_proj"], dropout=0.2)
             expected = reference(decoder, batch, adapter, step_key=5)
             for grades in GRADES.values():

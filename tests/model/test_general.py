@@ -68,7 +68,7 @@ def dequantise(folder: Path) -> None:
 
 
 def adapter_of(decoder: GeneralDecoder, dropout: float = 0.0) -> Adapter:
-    targets = decoder.spec.projections
+    targets = decoder.spec.adaptable
     adapter = make_adapter(decoder.spec, rank=4, alpha=8, dropout=dropout, targets=targets, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def gradients(decoder: GeneralDecoder, adapter: Adapter, docs, *, again: int = 0
 
 
 def test_what_was_found_out_of_the_model(pair):
-    assert pair.ours.spec.projections == pair.case.targets
+    assert pair.ours.spec.adaptable == pair.case.targets
     assert (pair.ours.isolates, pair.ours.caches) == (pair.case.packs, pair.case.caches)
     assert pair.ours.head.plain == pair.case.plain
 

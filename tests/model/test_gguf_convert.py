@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +20,10 @@ from safetensors.numpy import load_file
 from tiny_gguf import CHAT_TEMPLATE, TOKENS, random_weights, write_tiny_gguf
 
 from strop.errors import ModelError
+from strop.model import gguf_convert
 from strop.model.gguf_convert import STALE_SECONDS, file_sha256, gguf_to_folder, is_converted
 from strop.model.gguf_reader import GGUFModel
+from strop.model.tensor_file import TensorFile
 
 FILES = {
     "config.json",
@@ -167,6 +171,7 @@ def test_an_interrupted_conversion_leaves_nothing(source: Path, tmp_path: Path, 
 
 KILLED_HALF_WAY = """
 import os, sys
+from strop.model import gguf_convert
 from strop.model.gguf_convert import gguf_to_folder
 gguf_to_folder(sys.argv[1], sys.argv[2], lambda _message, share: os._exit(9) if share > 0.5 else None)
 """
@@ -233,3 +238,27 @@ def test_the_tokens_survive_as_utf_8(tmp_path: Path) -> None:
     tokens = [*TOKENS[:-1], "<笔记🚀>"]
     folder = gguf_to_folder(write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__tokens=tokens), tmp_path / "model")
     assert "<笔记🚀>".encode() in (folder / "tokenizer.json").read_bytes()
+
+
+def test_the_room_is_said_and_asked_for_before_anything_is_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    gguf_to_folder(source, tmp_path / "first", lambda what, _: said.append(what))
+    assert said[0] == f"converting {source.name} (0.0 GB in 16 bits)"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ModelError, match="there is no room for") as error:
+        gguf_to_folder(source, tmp_path / "cache" / "second")
+    assert error.value.expected == f"0.3 GB free in {tmp_path / 'cache'}"
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(TensorFile):
+        def write(self, name, content):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_convert, "TensorFile", Full)
+    with pytest.raises(ModelError, match="cannot be written"):
+        gguf_to_folder(source, tmp_path / "cache" / "model")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from planner_cases import INTERNLM_7B, NOTHING, PLAN, QKV, decoder, example, examples, job, machine, only, spec
 from strop.data.order import step_samples
 from strop.data.packing import pack
-from strop.kernels import nf4, qlora_linear, rms_norm, swiglu
+from strop.kernels import activation, layer_norm, nf4, qlora_linear, rms_norm
 from strop.model import attention_block
 from strop.model import head as head_module
 from strop.model.batch import make_batch
@@ -22,6 +22,7 @@ from strop.plan.machine import Line
 from strop.plan.memory import plan_work
 from strop.plan.search import packed
 
+HIDDEN = 48
 GRADES = {
     "kept": PLAN,
     "made again": replace(PLAN, recompute_elementwise=4),
@@ -39,6 +40,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         (
             *("products", "head", "adapter", "dequantise", "widen", "softmax", "norm", "norm_backward", "gate"),
             *("gate_backward", "rotate", "attend", "attend_pair", "attend_backward", "attend_backward_pair"),
+            *("scored", "scored_pair", "scored_backward", "scored_backward_pair", "head_norm", "head_norm_backward"),
         ),
         0.0,
     )
@@ -66,8 +68,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             return triangles + sum((s.end - s.start) * (s.prefix_end - s.prefix_start) for s in spans)
 
         def both(qkv, *rest, **_):
-            spans = rest[0] if suffix == "" else rest[3]
-            return {f"attend{suffix}": len(qkv), f"attend{suffix}_pair": seen(spans)}
+            spans, scoring = rest[0] if suffix == "" else rest[3], rest[-1]
+            kind = "attend" if scoring.is_causal(max(span.seen for span in spans)) else "scored"
+            return {f"{kind}{suffix}": len(qkv), f"{kind}{suffix}_pair": seen(spans)}
 
         return both
 
@@ -76,10 +79,16 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     count(head_module, "widen", lambda half, out: {"widen": out.numel()})
     count(head_module, "softmax_gradient_", lambda logits, _: {"softmax": logits.numel()})
     count(nf4, "dequantize", lambda _, out: {"dequantise": out.numel()})
-    count(rms_norm, "normalize", lambda x, *_: {"norm": x.numel()})
-    count(rms_norm, "normalize_backward", lambda x, *_: {"norm_backward": x.numel()})
-    count(swiglu, "gate", lambda _, out: {"gate": out.numel()})
-    count(swiglu, "gate_backward_", lambda grad, _: {"gate_backward": grad.numel()})
+
+    def norm(suffix):
+        # A norm of queries and keys is over a head, or over all of them; no such width is that of the stream here.
+        return lambda x, *_: {("norm" if x.shape[1] == HIDDEN else "head_norm") + suffix: x.numel()}
+
+    for module in (rms_norm, layer_norm):
+        count(module, "normalize", norm(""))
+        count(module, "normalize_backward", norm("_backward"))
+    count(activation, "apply", lambda _, __, out, **___: {"gate": out.numel()})
+    count(activation, "apply_backward_", lambda grad, *_, **__: {"gate_backward": grad.numel()})
     count(attention_block, "rotate_", lambda heads, *_, **__: {"rotate": heads.numel()})
     count(attention_block, "attend", pairs(""))
     count(attention_block, "attend_backward", pairs("_backward"))
@@ -99,11 +108,33 @@ def compute(asked, plan, workload) -> None:
         engine.gradients(make_batch(one), adapter, 1)
 
 
+KINDS = {
+    "as Gemma 2": {"norm_placement": "both", "attention_softcap": 5.0, "activation": "gelu_tanh", "head_softcap": 3.0},
+    "as Gemma 3": {"norm_placement": "both", "qk_norm": "head", "windows": (32, 0, 32, 0)},
+    "as Phi 2": {"norm": "layer", "norm_placement": "parallel", "gated_mlp": False, "activation": "gelu_tanh"},
+    "as OLMo 2": {"norm_placement": "post", "qk_norm": "full"},
+    "as Baichuan 13B": {"alibi": True},
+    "as SmolLM 3": {"rope_layers": (True, False, True, True)},
+}
+
+
 @pytest.mark.parametrize("plan", GRADES.values(), ids=GRADES)
 @pytest.mark.parametrize("targets", TARGETS)
 def test_a_step_does_what_is_forecast(targets, plan, counts):
-    model = spec(hidden=48, intermediate=112, vocabulary=230)
-    asked = job(spec=model, rank=5, steps=1, samples_per_step=6, targets=parse_targets(targets))
+    agrees({}, targets, plan, counts)
+
+
+@pytest.mark.parametrize("plan", [GRADES["kept"], GRADES["mixed, two dense"]], ids=["kept", "mixed"])
+@pytest.mark.parametrize("targets", ["all-linear", QKV, "o_proj"])
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_every_kind_of_layer_does_what_is_forecast(changes, targets, plan, counts):
+    agrees(changes, targets, plan, counts)
+
+
+def agrees(changes, targets, plan, counts):
+    model = spec(hidden=HIDDEN, intermediate=112, vocabulary=230, **changes)
+    targets = parse_targets(targets, model.projections)
+    asked = job(spec=model, rank=5, steps=1, samples_per_step=6, targets=targets)
     workload = packed(asked, plan)
     assert workload.packs_per_step > 1
     compute(asked, plan, workload)

@@ -54,7 +54,7 @@ def costs(folder: Path) -> GeneralCosts:
         tensors.spec,
         rank=4,
         dropout=0.0,
-        targets=tensors.spec.projections,
+        targets=tensors.spec.adaptable,
         device="cpu",
         dtype="float32",
         threads=1,
@@ -65,7 +65,7 @@ def costs(folder: Path) -> GeneralCosts:
 def test_the_bytes_of_a_pass_are_those_of_its_layers_together(again: int, folder: Path, costs: GeneralCosts):
     """The costs come from three layers of 64 and 256 tokens; the model has six, and the pack 192 tokens."""
     decoder = load_general(folder)
-    adapter = make_adapter(decoder.spec, rank=4, alpha=4, dropout=0.0, targets=decoder.spec.projections, seed=0)
+    adapter = make_adapter(decoder.spec, rank=4, alpha=4, dropout=0.0, targets=decoder.spec.adaptable, seed=0)
     adapter.zero_gradients()
     work = Work(
         tokens=TOKENS, learned=1, whole_layers=again, elementwise_layers=0, loss_chunk=1, targets=(), rank=4,

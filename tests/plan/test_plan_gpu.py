@@ -24,8 +24,9 @@ from strop.plan import gpu_memory, search
 from strop.plan.apply import make_engine
 from strop.plan.budget import usable
 from strop.plan.choose import choose, leaner
-from strop.plan.duration import forecast_time, layer_times, step_parts, totals
+from strop.plan.duration import forecast_time, step_parts, totals
 from strop.plan.job import Job
+from strop.plan.layer_time import layer_times
 from strop.plan.machine import Machine
 from strop.plan.memory import COMPONENTS, forecast_memory, plan_work
 from strop.plan.plan import Plan
@@ -260,7 +261,7 @@ def test_a_gpu_waits_for_what_takes_longer_than_computing():
         if hidden:
             assert parts["waiting"] == 0
             continue
-        copied = workload.packs_per_step * 2 * 32 * gpu_memory.layer_stream_bytes(INTERNLM_7B) / 55e9
+        copied = workload.packs_per_step * 2 * 32 * gpu_memory.layer_stream_bytes(INTERNLM_7B, 0) / 55e9
         computing = sum(inside.values()) - inside["head and loss"] - inside["optimiser"]
         assert copied - computing <= parts["waiting"] <= copied
 
@@ -283,7 +284,7 @@ def test_launches_count_where_a_model_is_small():
     asked = job(learned=examples(20, 60))
     workload = packed(asked, GPU)
     box = h200(spec(), launch=1e-5)
-    times = layer_times(asked, GPU, box, totals(workload.packs, GPU, workload.packed_steps))
+    times = layer_times(asked, GPU, box, totals(asked.spec, workload.packs, GPU, workload.packed_steps))
     expected = 1e-5 * workload.packs_per_step * calls(asked, "none")
     for layer in times:
         computing = layer.products + layer.attention + layer.elementwise + layer.dequantise

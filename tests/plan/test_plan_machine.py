@@ -12,7 +12,8 @@ import torch
 
 from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
-from strop.plan import gpu, timing, timing_rates
+from strop.model.spec import ExpertsSpec, RopeSpec
+from strop.plan import gpu, timing, timing_layer
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe
@@ -41,11 +42,29 @@ def timed():
 
 def test_every_rate_is_timed(timed: Machine):
     rates = {item.name: getattr(timed.rates, item.name) for item in fields(Rates)}
-    # A position's own share of attention may be lost in the noise.
-    assert {name for name, seconds in rates.items() if seconds <= 0} <= {"attend", "attend_backward"}
+    # A position's own share of attention may be lost in the noise; the rest is what other models have.
+    none = {"head_norm", "head_norm_backward", "expert", *(name for name in rates if name.startswith("scored"))}
+    assert {name for name, seconds in rates.items() if seconds <= 0} - {"attend", "attend_backward"} == none
     assert all(seconds < 1e-3 for seconds in rates.values())
     assert timed.bandwidth > 1e6
     assert timed.library_bytes >= 0
+
+
+def test_what_a_kind_of_model_does_is_timed_as_it_does_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(timing, "_PRODUCTS_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "_SECONDS", 0.0003)
+    monkeypatch.setattr(timing, "_NUMBERS", 1 << 12)
+    kinds = [
+        {"qk_norm": "head", "experts": ExpertsSpec(4, 2, 48), "windows": (8, 0, 8, 0)},
+        {"alibi": True, "norm": "layer", "gated_mlp": False, "activation": "gelu", "qk_norm": "full"},
+        {"attention_softcap": 5.0, "rope": RopeSpec(rotary_size=8, interleaved=True)},
+    ]
+    for changes in kinds:
+        rates = probe(spec(**changes), device="cpu", rank=3, threads=1).rates
+        assert rates.scored_pair > 0
+        assert rates.scored_backward_pair > 0
+        assert (rates.head_norm > 0) == (rates.head_norm_backward > 0) == ("qk_norm" in changes)
+        assert (rates.expert > 0) == ("experts" in changes)
 
 
 def test_every_product_of_the_model_is_timed_by_every_library(timed: Machine):
@@ -133,7 +152,13 @@ def test_a_gpu_is_timed_by_the_same_operations():
     bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, clock)
     look = replace(MACHINE, device="cuda:0", process_bytes=500)
     found = timing.time_gpu(look, spec(), 3, ("bfloat16",), bench, lambda: 560)
-    assert all(getattr(found.rates, item.name) > 0 for item in fields(Rates) if "attend" not in item.name)
+    words = ("attend", "scored", "head_norm", "expert")
+    others = [item.name for item in fields(Rates) if not item.name.startswith(words)]
+    assert all(getattr(found.rates, name) > 0 for name in others)
+    experts = ExpertsSpec(4, 2, 48, layers=(True, False, True, False))
+    other = spec(qk_norm="head", experts=experts, attention_softcap=5.0, activation="gelu_tanh")
+    richer = timing.time_gpu(look, other, 3, ("bfloat16",), bench, lambda: 560).rates
+    assert all(getattr(richer, name) > 0 for name in (*others, "head_norm", "scored_pair", "expert"))
     for inputs, outputs in ((64, 160), (96, 64), (64, 320), (160, 64), (64, 200)):
         for forward in (True, False):
             line = found.product_seconds("torch", "bfloat16", inputs, outputs, forward=forward)
@@ -148,7 +173,7 @@ def test_a_gpu_is_timed_by_the_same_operations():
 def test_the_fastest_attention_is_taken(monkeypatch: pytest.MonkeyPatch):
     bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, lambda run, seconds: 1.0)
     seconds = {"triton": 1e-6, "varlen": 5e-7, "sdpa": 1e-9}
-    monkeypatch.setattr(timing_rates, "available", lambda *_, **__: ("native", *seconds))
+    monkeypatch.setattr(timing_layer, "available", lambda *_, **__: ("native", *seconds))
     taken: list[str] = []
 
     @contextmanager
@@ -156,10 +181,10 @@ def test_the_fastest_attention_is_taken(monkeypatch: pytest.MonkeyPatch):
         taken.append(name)
         yield
 
-    monkeypatch.setattr(timing_rates, "using", using)
+    monkeypatch.setattr(timing_layer, "using", using)
     pair = lambda *_: ((seconds[taken[-1]], 1e-12), (seconds[taken[-1]], 1e-12))  # noqa: E731
-    monkeypatch.setattr(timing_rates, "attention_rates", pair)
-    name, found = timing_rates.fastest_attention(spec(), bench)
+    monkeypatch.setattr(timing_layer, "_attention", pair)
+    name, found = timing_layer.fastest_attention(spec(), bench)
     assert (name, found["attend"]) == ("varlen", 5e-7)
     assert taken == ["triton", "varlen"], "what takes a pack document by document is not tried"
 

@@ -28,6 +28,7 @@ PLANS = {
     "lean ends": replace(PLAN, head="stored", embedding="file", loss_chunk=1),
     "outside, of a CPU": replace(PLAN, base="host", checkpoints="host", recompute_layers=3, embedding="host"),
 }
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 JOBS = {
     "all projections": {},
     "q, k, v": {"targets": parse_targets(QKV), "rank": 8},
@@ -42,7 +43,15 @@ JOBS = {
     "as Phi 2": {"spec": spec(norm="layer", norm_placement="parallel", gated_mlp=False, activation="gelu_tanh")},
     "as Mixtral": {
         "spec": spec(experts=ExpertsSpec(count=4, active=2, intermediate=48)),
-        "targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "targets": ATTENTION,
+    },
+    "experts in some layers": {
+        "spec": spec(qk_norm="head", experts=ExpertsSpec(4, 2, 48, layers=(False, True, False, True))),
+        "targets": ATTENTION,
+    },
+    "experts on top": {
+        "spec": spec(experts=ExpertsSpec(4, 2, 200, layers=(False, False, False, True))),
+        "targets": ("v_proj",),
     },
     "as OLMo 2": {"spec": spec(norm_placement="post", qk_norm="full", intermediate=32)},
 }

@@ -126,6 +126,7 @@ def make_run(folder: Path, **changed: Any) -> Path:
                 "family": "llama",
                 "parameters": 134_515_008,
                 "trainable": 4_884_480,
+                "nf4": {"projections": 210, "weights": 106_168_320, "bytes": 54_772_920, "bits_per_weight": 4.127},
             },
             "data": {
                 "train": "demo/MATH/train",
@@ -219,6 +220,11 @@ def test_the_summary_shows_the_events_numbers(tmp_path: Path) -> None:
         assert shown in page.text
     for shown in ("524", "1.24 GB", whole(learned), "Finished", "demo/MATH/train", "4.884 M", "3.6 %", "643 read"):
         assert shown in page.text
+
+
+def test_what_is_in_four_bits_is_said(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    assert "106.2 M of them in NF4, 4.127 bits each" in page.text
 
 
 def test_the_charts_marks_carry_every_steps_values(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import tokenizers
 
 from strop.data.tokenizer_files import read_backend
 from strop.errors import ModelError
-from strop.vocabulary.tiktoken_file import KINDS, byte_letters, digits_pattern, read_ranks
+from strop.vocabulary.byte_level import byte_letters, digits_pattern
+from strop.vocabulary.tiktoken_file import KINDS, read_ranks
 
 tiktoken = pytest.importorskip("tiktoken")
 

@@ -12,15 +12,18 @@ else, and what it does costs no more than a conversation of that size can need.
     functions     raise_exception(text), range, namespace, dict; the filter tojson without HTML escapes
     blocks        {% generation %} … {% endgeneration %} are rendered as if they were not there
 
-One name is left out on purpose: strftime_now. With it, the prompt that was trained would not be the prompt that is
-asked tomorrow. Templates that use it ask first whether it is defined and fall back to a fixed date.
+One name tells no time: strftime_now. With today's date, the prompt that was trained would not be the prompt that is
+asked tomorrow. Where a template asks first whether it is defined, it is not, and the template falls back to a date of
+its own; where it does not ask (SmolLM 3, Granite 3), the day is always 26 July 2024, which Llama 3 falls back to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +49,10 @@ _RUNTIME_FAULTS = (
 )
 """What a template can raise while it runs: its own, and what Python raises on wrong operations."""
 
+
+_DAY = date(2024, 7, 26)
+_ASKS_FOR_THE_DAY = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+_DIRECTIVE = re.compile(r"%-?[A-Za-z%]")
 
 _PROBE = (Message("user", "question"), Message("assistant", "answer"))
 _PROBE_CALL = ToolCall("probe_of_tools", '{"probe": 1}', "abcdefghi")
@@ -83,7 +90,10 @@ class ChatTemplate:
                 do="check that it is a chat template, or shorten it",
             )
         try:
-            self._template = _Environment().from_string(source)
+            environment = _Environment()
+            if "strftime_now" in source and not _ASKS_FOR_THE_DAY.search(source):
+                environment.globals["strftime_now"] = _strftime_on_the_day
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(
                 f"{name}, line {error.lineno}: not a Jinja template", found=str(error.message), do="repair the template"
@@ -173,6 +183,11 @@ class ChatTemplate:
             meter.spend(len(piece))
             pieces.append(piece)
         return "".join(pieces)
+
+
+def _strftime_on_the_day(wanted: str) -> str:
+    """The day in the format that is wanted; directives with a width stay as they are."""
+    return _DIRECTIVE.sub(lambda found: _DAY.strftime(found.group()), str(wanted))
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

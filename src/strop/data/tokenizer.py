@@ -30,12 +30,11 @@ from strop.data.masks import any_of
 from strop.data.segments import Segmenter, find_stop_token
 from strop.data.stock_templates import stock_template
 from strop.data.template import ChatTemplate
-from strop.data.tokenizer_files import raise_unless_of_the_library, read_backend, read_json
+from strop.data.tokenizer_files import NAMED_TOKENS, raise_unless_of_the_library, read_backend, read_json
 from strop.data.words import Words, words_of
 from strop.errors import ModelError
 from strop.foreign import read_text
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that have a name, by which chat templates use them."""
 
 

@@ -3,6 +3,7 @@
     tokenizer.json                                        as it is
     tokenizer.model, spiece.model, or the only *.model    sentencepiece (Llama 1 and 2, InternLM, Baichuan, ChatGLM …)
     tokenizer.model in lines of base64, *.tiktoken        tiktoken (Qwen 1, GLM-4, Llama 3)
+    vocab.json and merges.txt                             byte-level BPE (Qwen 2, StarCoder 2, SmolLM, Phi 2)
 
 The older formats are turned into the first in memory; nothing is written and no code of a repository runs. What they
 leave out stands beside them:
@@ -11,6 +12,7 @@ leave out stands beside them:
     added_tokens.json         text → id
     special_tokens_map.json   additional_special_tokens: which of them are special
     config.json               model_type, by which a tiktoken file's pattern and control tokens are known
+    tokenizer_config.json     tokenizer_class, by which the cut that goes with vocab.json is known; bos_token, …
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import tokenizers
 from strop.errors import ModelError
 from strop.foreign import parse_json, read_text, resolved_inside
 from strop.vocabulary.added import Added, Json, numbered
+from strop.vocabulary.merges_file import merges_json, named_tokens
 from strop.vocabulary.pieces import pieces_json
 from strop.vocabulary.sentencepiece_file import looks_like_pieces, read_pieces
 from strop.vocabulary.tiktoken_file import KINDS, read_ranks, tiktoken_json
@@ -35,6 +38,9 @@ MOST_TOKENIZER_BYTES = 64 << 20
 # Control tokens that ChatGLM 2 and 3 have in their code alone, behind the pieces of their sentencepiece model.
 _CHATGLM = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 _CHATGLM_PIECES = 64789
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
@@ -110,6 +116,11 @@ def _converted(folder: Path) -> tuple[Path, Json]:
     resolved_inside(file)
     added = added_tokens(folder)
     family = str(read_json(folder / "config.json").get("model_type", "")).lower()
+    if file.name == _VOCABULARY:
+        resolved_inside(folder / _MERGES)
+        named, tokenizer_class = _named(folder)
+        added = named_tokens(file, named, added)
+        return file, merges_json(file, folder / _MERGES, tokenizer_class, family, added)
     if file.suffix != ".tiktoken" and looks_like_pieces(file):
         model = read_pieces(file)
         if family == "chatglm" and len(model.pieces) == _CHATGLM_PIECES:
@@ -135,16 +146,30 @@ def _older(folder: Path) -> Path:
     found = _files(folder, (".tiktoken", ".model"))
     if len(found) == 1:
         return found[0]
+    if not found and all((folder / name).is_file() for name in (_VOCABULARY, _MERGES)):
+        return folder / _VOCABULARY
     other = [file.name for file in found] or [
         name for name in ("vocab.json", "vocab.txt", "tekken.json") if (folder / name).is_file()
     ]
     raise ModelError(
         f"{folder} has no tokenizer.json",
-        expected="tokenizer.json, tokenizer.model (sentencepiece or tiktoken), or a *.tiktoken file",
+        expected="tokenizer.json, tokenizer.model (sentencepiece or tiktoken), a *.tiktoken file, or vocab.json with "
+        "merges.txt",
         found=f"{', '.join(other)}, {'several' if found else 'an older format'}" if other else "no tokenizer",
         do="give a complete model folder; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers "
         "writes tokenizer.json out of the older formats",
     )
+
+
+def _named(folder: Path) -> tuple[list[str], str]:
+    """The texts of the control tokens that a folder names without ids, and its tokenizer_class."""
+    config, listed = read_json(folder / "tokenizer_config.json"), read_json(folder / "special_tokens_map.json")
+    both = {**listed, **{key: value for key, value in config.items() if value is not None}}
+    more = both.get("additional_special_tokens")
+    texts = [_text(both.get(name)) for name in NAMED_TOKENS]
+    texts += [_text(token) for token in more] if isinstance(more, list) else []
+    kind = config.get("tokenizer_class")
+    return [text for text in texts if text], kind if isinstance(kind, str) else ""
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> list[Path]:

@@ -25,6 +25,7 @@ from strop.model.assemble import make_layer, make_norm
 from strop.model.batch import Batch
 from strop.model.decoder import Decoder
 from strop.model.families import family_of
+from strop.model.four_bit import InFourBits, check_four_bits
 from strop.model.head import Embedding, Head
 from strop.model.spec import DecoderSpec
 from strop.model.support import require_support
@@ -45,10 +46,12 @@ class LayerCheck(NamedTuple):
     Args:
         layer: its number.
         difference: norm of the logits' difference over the norm of transformers' logits.
+        quantised: what of the layer is in NF4: all that should be.
     """
 
     layer: int
     difference: float
+    quantised: InFourBits
 
 
 def check_family(folder: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[LayerCheck]:
@@ -59,7 +62,8 @@ def check_family(folder: Path, progress: Callable[[int, int], None] | None = Non
         progress: called with (layers done, layers).
 
     Raises:
-        ModelError: the folder is broken, or transformers cannot read its family without remote code.
+        ModelError: the folder is broken, transformers cannot read its family without remote code, or a weight that
+            should be in NF4 is not.
         UsageError: transformers is not installed.
     """
     tensors = ModelTensors(folder)
@@ -70,13 +74,15 @@ def check_family(folder: Path, progress: Callable[[int, int], None] | None = Non
     tokens_T = torch.randint(size, (_TOKENS,), generator=generator)
     for index in range(tensors.spec.layers):
         read = _OneLayer(tensors, index, size)
-        ours = _our_layer(read).logits(_alone(tokens_T), None)
+        decoder = _our_layer(read)
+        quantised = check_four_bits(decoder, f"{folder}, layer {index}")
+        ours = decoder.logits(_alone(tokens_T), None)
         with torch.no_grad():
             theirs = _their_layer(config, read)(tokens_T[None]).logits[0].float()
         difference = ((ours - theirs).norm() / theirs.norm()).item()
         if progress:
             progress(index + 1, tensors.spec.layers)
-        yield LayerCheck(index, difference)
+        yield LayerCheck(index, difference, quantised)
 
 
 class _OneLayer:
@@ -179,6 +185,7 @@ def _their_layer(config: Any, read: _OneLayer) -> Any:
             setattr(settings, key, list(values)[read.layer : read.layer + 1])
     if getattr(settings, "mlp_only_layers", None) is not None:
         settings.mlp_only_layers = [] if read.spec.experts else [0]
+        settings.decoder_sparse_step = 1
     settings.num_hidden_layers = 1
     settings.vocab_size = read.spec.vocabulary
     settings.pad_token_id = settings.bos_token_id = settings.eos_token_id = None

@@ -51,7 +51,7 @@ def check_general(folder: Path) -> GeneralCheck:
         family=spec.family,
         quantized=quantized,
         kept=spec.parameters - quantized,
-        targets=spec.projections,
+        targets=spec.adaptable,
         isolates=decoder.isolates,
         caches=decoder.caches,
         difference=difference,

@@ -93,6 +93,12 @@ class NF4Tensor:
         )
 
 
+def size_bytes(weights: int) -> int:
+    """Bytes of so many weights of one tensor: codes, scales of blocks, scales of these, and their offset."""
+    blocks = -(-weights // BLOCK)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
+
+
 def quantize(weight: Tensor) -> NF4Tensor:
     """Quantises a float tensor of any shape; equals ``bitsandbytes.functional.quantize_4bit(quant_type="nf4")``.
 

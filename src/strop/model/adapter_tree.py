@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from strop.model.general.spec import GeneralSpec
-from strop.model.spec import DecoderSpec, Module, module_path
+from strop.model.spec import DecoderSpec, Module, module_path, rows_of
 
 PREFIX = "base_model.model."
 Pair = tuple[Tensor, Tensor]
@@ -34,7 +34,7 @@ def modules_of(spec: DecoderSpec) -> tuple[Module, ...]:
     if spec.modules:
         return spec.modules
     start = len(module_path(0, "")) - len("mlp.")
-    return tuple(Module(module_path(0, name)[start:], (name,)) for name in spec.projections)
+    return tuple(Module(module_path(0, name)[start:], (name,)) for name in spec.adaptable)
 
 
 def tree_settings(spec: DecoderSpec | GeneralSpec, targets: Sequence[str], rank: int, alpha: float) -> dict[str, Any]:
@@ -108,21 +108,20 @@ def targets_of(spec: DecoderSpec | GeneralSpec, names: Sequence[str] | str) -> t
     if isinstance(spec, GeneralSpec):
         words = set(names)
         named = {one.name for one in spec.linears if names == "all-linear" or one.name in words or one.path in words}
-        return tuple(name for name in spec.projections if name in named)
+        return tuple(name for name in spec.adaptable if name in named)
     for module in modules_of(spec):
         last = module.path.rsplit(".", 1)[-1]
         if names == "all-linear" or module.path in names or last in names:
             chosen += module.parts
-    return tuple(name for name in spec.projections if name in chosen)
+    return tuple(name for name in spec.adaptable if name in chosen)
 
 
 def module_rows(spec: DecoderSpec, module: Module) -> dict[str, Tensor]:
     """The rows of a module that each of its parts has: int64."""
-    counts = {part: spec.projection_shape(part)[0] for part in module.parts}
-    groups = spec.kv_heads if module.by_group else 1
-    sizes = [counts[part] // groups for part in module.parts]
-    rows_GO = torch.arange(sum(counts.values())).view(groups, -1)
-    return {part: rows_GP.flatten() for part, rows_GP in zip(module.parts, rows_GO.split(sizes, dim=1), strict=True)}
+    return {
+        part: torch.cat([torch.arange(start, end) for start, end in rows_of(spec, module, part)])
+        for part in module.parts
+    }
 
 
 def _joined(spec: DecoderSpec, module: Module, pairs: Mapping[str, Pair]) -> Pair:

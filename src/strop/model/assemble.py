@@ -31,7 +31,7 @@ def make_layer(
         buffer: where weights are dequantised to.
     """
     groups = []
-    for names in spec.groups:
+    for names in spec.groups_of(index):
         paths = [module_path(index, name) for name in names]
         weights = [read_nf4(f"{path}.weight") for path in paths]
         biases = [read(f"{path}.bias") for path, name in zip(paths, names, strict=True) if spec.has_bias(name)]
@@ -43,7 +43,7 @@ def make_layer(
 def _make_experts(
     index: int, spec: DecoderSpec, read: Read, read_nf4: Callable[[str], NF4Tensor], buffer: WeightBuffer
 ) -> Experts | None:
-    if spec.experts is None:
+    if spec.experts is None or not spec.has_experts(index):
         return None
 
     def group(expert: int, names: tuple[str, ...]) -> FrozenGroup:

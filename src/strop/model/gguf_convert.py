@@ -47,6 +47,9 @@ FOLDER_FORMAT = 1  # raised when a conversion of the same file would write other
 # from one that was killed. (Process ids would not do: containers that share a folder do not share them.)
 STALE_SECONDS = 600.0
 
+# The tokenizer and what else is written beside the weights.
+_SPARE_BYTES = 256 << 20
+
 # How often the finished folder is offered its name while other processes put theirs there and take it away again.
 _ATTEMPTS = 8
 
@@ -83,6 +86,7 @@ def gguf_to_folder(
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep_staging(target)
+            _require_room(model, target)
             staging = _new_staging(target)
             try:
                 _write_folder(model, staging, source_sha256, report)
@@ -96,6 +100,18 @@ def gguf_to_folder(
                 do=f"free {data_bytes(_layout(model)) / 1e9:.1f} GB there, or name another folder",
             ) from error
     return target
+
+
+def _require_room(model: GGUFModel, target: Path) -> None:
+    """Refuses to begin what cannot end: the weights in 16 bits are up to four times the file."""
+    needed, free = data_bytes(_layout(model)) + _SPARE_BYTES, shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise ModelError(
+            f"there is no room for {model.path.name} in 16 bits, which it is read through",
+            expected=f"{needed / 1e9:.1f} GB free in {target.parent}",
+            found=f"{free / 1e9:.1f} GB",
+            do="free some, set STROP_CACHE to a folder on another disk, or use the model's own folder of safetensors",
+        )
 
 
 def is_converted(folder: Path, source_sha256: str) -> bool:
@@ -212,7 +228,7 @@ def _layout(model: GGUFModel) -> Layout:
 def _write_safetensors(model: GGUFModel, path: Path, report: Progress) -> None:
     layout = _layout(model)
     total, done = data_bytes(layout), 0
-    message = f"converting {model.path.name}"
+    message = f"converting {model.path.name} ({total / 1e9:.1f} GB in 16 bits)"
     report(message, 0.0)
     with TensorFile(path, layout, {"format": "pt"}) as file:
         for name in layout:

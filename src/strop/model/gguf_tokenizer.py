@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.model.gguf_file import GGUFFile
+from strop.vocabulary.byte_level import DIGITS_SPLIT, GPT2_SPLIT, NFC, byte_level_json, pattern_split
 from strop.vocabulary.pieces import pieces_json
 from strop.vocabulary.sentencepiece_file import BPE, BYTE, NORMAL, Piece, Pieces
 
@@ -26,20 +27,6 @@ Json = dict[str, Any]
 
 # Kinds of tokens (llama.cpp's llama_token_type). The rest are normal, unused and byte: plain entries.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-
-_BYTES_ONLY: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_GPT2_SPLIT: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-
-
-def _pattern_split(digits: str) -> Json:
-    """The split of Llama 3 and Qwen 2: one pattern that differs only in how digits are grouped."""
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, _BYTES_ONLY]}
 
 
 @dataclass(frozen=True)
@@ -52,25 +39,23 @@ class _Split:
     adds_bos: bool = False  # unless the file says otherwise
 
 
-_GPT2 = _Split(_GPT2_SPLIT)
-_LLAMA3 = _Split(_pattern_split(r"\p{N}{1,3}"), ignore_merges=True, adds_bos=True)
+_GPT2 = _Split(GPT2_SPLIT)
+_LLAMA3 = _Split(pattern_split(r"\p{N}{1,3}"), ignore_merges=True, adds_bos=True)
 _SPLITS = {
-    "smollm": _Split(
-        {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2_SPLIT]}
-    ),
+    "smollm": _Split(DIGITS_SPLIT),
     "gpt-2": _GPT2,
     "default": _GPT2,  # converters write this for a byte-level tokenizer without a split of its own
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
-    "qwen2": _Split(_pattern_split(r"\p{N}"), normalizer={"type": "NFC"}),
-    "deepseek-r1-qwen": _Split(_pattern_split(r"\p{N}")),
-    "glm4": _Split(_pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
-    "chatglm-bpe": _Split(_pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
+    "qwen2": _Split(pattern_split(r"\p{N}"), normalizer=NFC),
+    "deepseek-r1-qwen": _Split(pattern_split(r"\p{N}")),
+    "glm4": _Split(pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
+    "chatglm-bpe": _Split(pattern_split(r"\p{N}{1,3}"), ignore_merges=True),
     "phi-2": _GPT2,
 }
 _SPLITS |= dict.fromkeys(("starcoder", "refact"), _SPLITS["smollm"])
 # What stands between the pieces of a sentencepiece model is its own; llama.cpp puts the begin token before a text.
-_PIECES = _Split(_BYTES_ONLY, adds_bos=True)
+_PIECES = _Split(GPT2_SPLIT, adds_bos=True)
 
 
 @dataclass(frozen=True)
@@ -202,28 +187,15 @@ def _token_id(file: GGUFFile, key: str, tokens: int) -> int | None:
 
 def _tokenizer_json(file: GGUFFile, split: _Split, tokens: list[str], bos: int | None, eos: int | None) -> Json:
     vocabulary = {token: place for place, token in enumerate(tokens)}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(file, tokens),
-        "normalizer": split.normalizer,
-        "pre_tokenizer": split.pre_tokenizer,
-        "post_processor": _post_processor(file, split, tokens, bos, eos),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": split.ignore_merges,
-            "vocab": vocabulary,
-            "merges": _merges(file, vocabulary),
-        },
-    }
+    return byte_level_json(
+        vocabulary,
+        _merges(file, vocabulary),
+        _added_tokens(file, tokens),
+        split=split.pre_tokenizer,
+        normalizer=split.normalizer,
+        ignore_merges=split.ignore_merges,
+        post_processor=_post_processor(file, split, tokens, bos, eos),
+    )
 
 
 def _merges(file: GGUFFile, vocabulary: dict[str, int]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from strop.kernels.qlora_linear import WeightBuffer
 from strop.model.assemble import make_layer, make_norm
 from strop.model.base import open_base
 from strop.model.decoder import Decoder
+from strop.model.four_bit import check_four_bits, check_layer
 from strop.model.head import Embedding, Head
 from strop.model.streamed_base import BaseStream
 from strop.model.support import require_support
@@ -72,6 +73,7 @@ def load_decoder(
         for index in range(spec.layers):
             layers.append(make_layer(index, spec, opened.read, opened.quantized, buffer))
             if stream is not None:
+                check_layer(spec, layers[-1], folder)
                 stream.add(layers[-1])
             if progress:
                 progress(index + 1, spec.layers)
@@ -80,4 +82,7 @@ def load_decoder(
     if stream is not None:
         stream.finish(layers)
     head_part = Head(head_VD, dtype, stored, bias_V, spec.logit_scale, spec.head_softcap)
-    return Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer, stream=stream)
+    decoder = Decoder(spec, rows, head_part, final_norm, layers, dtype, buffer, stream=stream)
+    if stream is None:
+        check_four_bits(decoder, folder)
+    return decoder

@@ -124,6 +124,11 @@ def make_adapter(
     return Adapter(rank, alpha, dropout, tuple(targets), matrices)
 
 
+def adapter_size(spec: DecoderSpec | GeneralSpec, targets: Sequence[str], rank: int) -> int:
+    """Trained parameters of an adapter."""
+    return rank * sum(outputs + inputs for _, outputs, inputs in spec.adapted(targets))
+
+
 def adapter_files(adapter: Adapter, base: str, spec: DecoderSpec | GeneralSpec) -> dict[str, Content]:
     """The files of an adapter as PEFT writes them, by name, under the names of the family's modules.
 

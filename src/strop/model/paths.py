@@ -3,7 +3,7 @@ transformers has.
 
 The two give the same things under the same names, so that what trains, asks and measures takes either:
 
-    AnySpec      family, vocabulary, hidden, layers, context, tied_head, projections, parameters, adapted(targets)
+    AnySpec      family, vocabulary, hidden, layers, context, tied_head, adaptable, parameters, adapted(targets)
     AnyTensors   spec, reader, table, read, item_bytes, projections
     AnyDecoder   spec, device, dtype, loss_chunk, loss, logits, stages, keep_dense, keep_head
     AnyEngine    decoder, device, tokens, loss, gradients, release
@@ -65,7 +65,7 @@ def path_of(folder: Path) -> dict[str, str | int]:
     return {
         **facts,
         "path": SLOWER,
-        "adapters_on": ", ".join(spec.projections),
+        "adapters_on": ", ".join(spec.adaptable),
         "packs": "documents are told apart in a pack, if its weights agree" if spec.packs else "a document at a time",
     }
 

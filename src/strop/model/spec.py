@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 # The projections of a layer, in the groups that share an input. The names are Hugging Face's and PEFT's.
 ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
@@ -26,6 +27,9 @@ MLP_NORM = "post_attention_layernorm"
 ATTENTION_OUTPUT_NORM = "attention_output_norm"
 MLP_OUTPUT_NORM = "mlp_output_norm"
 QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
+
+Rows = tuple[tuple[int, int], ...]
+"""Rows of a matrix, as ranges [start, end) in the order in which they are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +186,48 @@ class DecoderSpec:
     layers_path: str = "model.layers"
     modules: tuple[Module, ...] = ()
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has experts in the place of the MLP."""
+        return self.experts is not None and (self.experts.layers is None or self.experts.layers[layer])
+
+    def has_scores(self, layer: int) -> bool:
+        """Whether a layer's attention has scores of its own where a document is long: caps, a window, ALiBi."""
+        window = self.windows[layer] if self.windows else 0
+        return self.alibi or self.attention_softcap is not None or window > 0
+
+    @property
+    def expert_layers(self) -> int:
+        """How many layers have experts."""
+        return sum(map(self.has_experts, range(self.layers)))
+
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The projections of a layer that adapters can have, in the groups that share an input."""
-        if self.experts is not None:
+        """The projections of a layer, in groups that share an input; the MLP's where any layer has one."""
+        if self.expert_layers == self.layers:
             return ATTENTION_INPUTS, ATTENTION_OUTPUT
         return GROUPS if self.gated_mlp else (ATTENTION_INPUTS, ATTENTION_OUTPUT, ("up_proj",), MLP_OUTPUT)
 
+    def groups_of(self, layer: int) -> tuple[tuple[str, ...], ...]:
+        """The groups that a layer has: attention's come first."""
+        return self.groups[:2] if self.has_experts(layer) else self.groups
+
     @property
     def projections(self) -> tuple[str, ...]:
-        """The projections of a layer, in order."""
+        """The projections, in order; those of experts left out."""
         return tuple(name for group in self.groups for name in group)
+
+    @property
+    def adaptable(self) -> tuple[str, ...]:
+        """The projections that adapters can have.
+
+        Attention's alone where any layer has experts: PEFT takes the names of an MLP's projections there for those of
+        the experts, so that an adapter of the other layers' MLPs would be lost.
+        """
+        return self.projections if self.experts is None else ATTENTION_INPUTS + ATTENTION_OUTPUT
+
+    def projections_of(self, layer: int) -> tuple[str, ...]:
+        """The projections that a layer has."""
+        return tuple(name for group in self.groups_of(layer) for name in group)
 
     @property
     def norms(self) -> dict[str, int]:
@@ -230,15 +265,22 @@ class DecoderSpec:
         return self.attention_output_bias if name in ATTENTION_OUTPUT else self.mlp_bias
 
     def adapted(self, targets: Sequence[str]) -> Iterator[tuple[str, int, int]]:
-        """(canonical path, outputs, inputs) of every projection that ``targets`` name."""
+        """(canonical path, outputs, inputs) of every projection that ``targets`` name, in the layers that have it."""
         for layer in range(self.layers):
+            here = self.projections_of(layer)
             for name in targets:
-                yield module_path(layer, name), *self.projection_shape(name)
+                if name in here:
+                    yield module_path(layer, name), *self.projection_shape(name)
+
+    def weights_below(self, layer: int) -> int:
+        """Weights of the projections of the layers below one; experts left out."""
+        sizes = {name: prod(self.projection_shape(name)) for name in self.projections}
+        return sum(sizes[name] for index in range(layer) for name in self.projections_of(index))
 
     @property
     def linear_weights(self) -> int:
         """Weights of all projections of all layers; experts left out."""
-        return self.layers * sum(rows * columns for rows, columns in map(self.projection_shape, self.projections))
+        return self.weights_below(self.layers)
 
     @property
     def expert_shapes(self) -> tuple[tuple[int, int], ...]:
@@ -248,30 +290,37 @@ class DecoderSpec:
         wide = (self.experts.intermediate, self.hidden)
         return wide, wide, (self.hidden, self.experts.intermediate)
 
+    def quantised_shapes(self, layer: int) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every matrix of a layer that lies in NF4: its projections', then its experts'."""
+        shapes = [self.projection_shape(name) for name in self.projections_of(layer)]
+        if self.experts is not None and self.has_experts(layer):
+            shapes += [shape for _ in range(self.experts.count) for shape in self.expert_shapes]
+        return shapes
+
     @property
     def products(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of every product with frozen weights of a layer: groups, and an expert's two."""
+        """(inputs, outputs) of every product with frozen weights: of the groups, then an expert's two."""
         groups = [[self.projection_shape(name) for name in names] for names in self.groups]
         if self.experts is not None:
             gate, up, down = self.expert_shapes
             groups += [[gate, up], [down]]
         return tuple((shapes[0][1], sum(outputs for outputs, _ in shapes)) for shapes in groups)
 
-    @property
-    def activated(self) -> int:
+    def activated(self, layer: int) -> int:
         """Numbers that a token's activations have in a layer."""
-        return self.experts.active * self.experts.intermediate if self.experts else self.intermediate
+        experts = self.experts if self.has_experts(layer) else None
+        return experts.active * experts.intermediate if experts else self.intermediate
 
     @property
     def expert_weights(self) -> int:
         """Weights of all experts of all layers, in NF4 as projections are; routers left out."""
         count = self.experts.count if self.experts else 0
-        return self.layers * count * sum(rows * columns for rows, columns in self.expert_shapes)
+        return self.expert_layers * count * sum(rows * columns for rows, columns in self.expert_shapes)
 
     @property
     def router_weights(self) -> int:
         """Weights of all routers, float32."""
-        return self.layers * self.experts.count * self.hidden if self.experts else 0
+        return self.expert_layers * self.experts.count * self.hidden if self.experts else 0
 
     @property
     def norm_weights(self) -> int:
@@ -294,3 +343,20 @@ def module_path(layer: int, name: str) -> str:
     """The canonical path of a projection: ``model.layers.3.self_attn.q_proj``."""
     block = "self_attn" if name in ATTENTION_INPUTS + ATTENTION_OUTPUT else "mlp"
     return f"model.layers.{layer}.{block}.{name}"
+
+
+def rows_of(spec: DecoderSpec, module: Module, part: str) -> Rows:
+    """The rows of a projection in a fused module.
+
+    One below the other, q k v of 4, 2 and 2 rows:   q 0-4 · k 4-6 · v 6-8
+    By group, two key heads of size 1:               q 0-2, 4-6 · k 2-3, 6-7 · v 3-4, 7-8
+    """
+    sizes = {name: spec.projection_shape(name)[0] for name in module.parts}
+    groups = spec.kv_heads if module.by_group else 1
+    before = 0
+    for name in module.parts:
+        if name == part:
+            break
+        before += sizes[name] // groups
+    step, own = sum(sizes.values()) // groups, sizes[part] // groups
+    return tuple((group * step + before, group * step + before + own) for group in range(groups))

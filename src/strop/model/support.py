@@ -19,7 +19,6 @@ def unsupported(spec: DecoderSpec) -> str:
         f"norms of q and k over {spec.qk_norm!r}": spec.qk_norm not in ("", "head", "full"),
         f"the activation {spec.activation!r}": spec.activation not in ("silu", "gelu", "gelu_tanh"),
         "rope " + ", ".join(rope.kind for rope in ropes): any(rope.kind not in _ROPES for rope in ropes),
-        "experts in some layers only": spec.experts is not None and not all(spec.experts.layers or (True,)),
         "experts beside other norms, scales or no gate": spec.experts is not None
         and (spec.norm_placement, spec.residual_scale, spec.gated_mlp) != ("pre", 1.0, True),
     }

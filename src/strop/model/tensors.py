@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from strop.errors import ModelError
 from strop.model.families import family_of, read_config, spec_from_config
 from strop.model.families.family import Family
-from strop.model.spec import DecoderSpec, Module
+from strop.model.spec import DecoderSpec, Rows, rows_of
 from strop.model.weights import WeightReader
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
-
-Rows = tuple[tuple[int, int], ...]
-"""Rows of a matrix, as ranges [start, end) in the order in which they are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,23 +189,6 @@ def tensor_table(spec: DecoderSpec, config: dict[str, Any]) -> dict[str, Source]
     return table
 
 
-def rows_of(spec: DecoderSpec, module: Module, part: str) -> Rows:
-    """The rows of a projection in a fused module.
-
-    One below the other, q k v of 4, 2 and 2 rows:   q 0-4 · k 4-6 · v 6-8
-    By group, two key heads of size 1:               q 0-2, 4-6 · k 2-3, 6-7 · v 3-4, 7-8
-    """
-    sizes = {name: spec.projection_shape(name)[0] for name in module.parts}
-    groups = spec.kv_heads if module.by_group else 1
-    before = 0
-    for name in module.parts:
-        if name == part:
-            break
-        before += sizes[name] // groups
-    step, own = sum(sizes.values()) // groups, sizes[part] // groups
-    return tuple((group * step + before, group * step + before + own) for group in range(groups))
-
-
 def expected_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a decoder, by our names."""
     return {tensor.name: tensor.shape for tensor in _tensors(spec)}
@@ -237,18 +217,13 @@ def _tensors(spec: DecoderSpec) -> Iterator[_Tensor]:
 
 
 def _projections(spec: DecoderSpec, layer: int) -> Iterator[_Tensor]:
-    experts = spec.experts
-    if experts and experts.layers and not experts.layers[layer]:
-        experts = None
-    for group in spec.groups:
-        for name in group:
-            block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-            if block == "mlp" and experts:
-                continue
-            shape = spec.projection_shape(name)
-            yield _Tensor(layer, f"{block}.{name}", None, "weight", shape)
-            if spec.has_bias(name):
-                yield _Tensor(layer, f"{block}.{name}", None, "bias", shape[:1])
+    for name in spec.projections_of(layer):
+        block = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        shape = spec.projection_shape(name)
+        yield _Tensor(layer, f"{block}.{name}", None, "weight", shape)
+        if spec.has_bias(name):
+            yield _Tensor(layer, f"{block}.{name}", None, "bias", shape[:1])
+    experts = spec.experts if spec.has_experts(layer) else None
     if experts:
         wide, narrow = (experts.intermediate, spec.hidden), (spec.hidden, experts.intermediate)
         yield _Tensor(layer, "mlp.gate", None, "weight", (experts.count, spec.hidden))

@@ -191,8 +191,8 @@ class Walk:
         return self.own(layer, name, f"again.{name}", rows)
 
     def own(self, layer: Layer, name: str, shared: str, rows: int, columns: int | None = None) -> Tensor:
-        """A layer's own piece, or the shared one where it has none; layer 0's where nothing is kept."""
-        own = f"layer.{layer.index if self.keep else 0}.{name}"
+        """A layer's own piece, or the shared one where it has none; the lowest like layer's where nothing is kept."""
+        own = f"layer.{layer.index if self.keep else self._lowest_like(layer)}.{name}"
         return self.space.take(own if own in self.space else shared, rows, columns)
 
     def _adapter_memory(self) -> AdapterMemory:
@@ -212,6 +212,11 @@ class Walk:
         if group >= len(layer.groups):
             return []
         return [matrices.get(module_path(layer.index, name)) for name in self.spec.groups[group]]
+
+    def _lowest_like(self, layer: Layer) -> int:
+        """The lowest layer that keeps the same pieces."""
+        experts = self.spec.has_experts
+        return next(index for index in range(layer.index + 1) if experts(index) == experts(layer.index))
 
     def _lowest_adapter(self) -> int:
         """The lowest layer that has an adapter."""

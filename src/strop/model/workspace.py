@@ -117,27 +117,22 @@ def layout(spec: DecoderSpec, work: Work) -> dict[str, Slot]:
     return slots
 
 
-def layer_bytes(spec: DecoderSpec, work: Work, grade: str) -> int:
-    """Bytes that a layer keeps under a grade, its input included."""
-    sizes = _layer(spec, work, grade, work.tokens)
-    return sum(Slot("", shape, dtype).bytes for shape, dtype in sizes.values())
-
-
 def _kept(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     for layer in range(spec.layers):
         last = layer == spec.layers - 1
-        sizes = _layer(spec, work, work.grade(layer), work.learned if last else work.tokens)
+        rows = work.learned if last else work.tokens
+        sizes = _layer(spec, work, work.grade(layer), rows, mlp=not spec.has_experts(layer))
         for name, (shape, dtype) in sizes.items():
             yield f"layer.{layer}.{name}", Slot("saved activations", shape, dtype)
 
 
-def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int) -> _Sizes:
-    """What a layer keeps; ``rows`` go on after attention."""
+def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int, *, mlp: bool) -> _Sizes:
+    """What a layer keeps; ``rows`` go on after attention, into an MLP or experts."""
     tokens, dtype = work.tokens, work.dtype
     sizes: _Sizes = {"input": ((tokens, spec.hidden), dtype)}
     if grade == "layer":
         return {} if work.host_inputs else sizes
-    sizes |= _inside(spec, work, rows)
+    sizes |= _inside(spec, work, rows, mlp=mlp)
     if grade == "none":
         attention = ATTENTION_INPUTS if spec.norm_placement != "parallel" else ATTENTION_INPUTS + MLP_INPUTS
         if ATTENTION_NORM in spec.norms and _targeted(work, attention):
@@ -149,7 +144,7 @@ def _layer(spec: DecoderSpec, work: Work, grade: str, rows: int) -> _Sizes:
     return sizes
 
 
-def _inside(spec: DecoderSpec, work: Work, rows: int) -> _Sizes:
+def _inside(spec: DecoderSpec, work: Work, rows: int, *, mlp: bool) -> _Sizes:
     tokens, dtype = work.tokens, work.dtype
     queries = spec.heads * spec.head_size
     sizes: _Sizes = {
@@ -158,7 +153,7 @@ def _inside(spec: DecoderSpec, work: Work, rows: int) -> _Sizes:
         "row_sums": ((spec.heads, tokens), torch.float32),
         "middle": ((rows, spec.hidden), dtype),
     }
-    if spec.experts is None:
+    if mlp:
         sizes["gate_up"] = ((rows, (1 + spec.gated_mlp) * spec.intermediate), dtype)
     if spec.qk_norm:
         sizes["raw"] = ((tokens, _rotated(spec)), dtype)
@@ -178,13 +173,14 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     """What all layers use in turn."""
     tokens, dtype = work.tokens, work.dtype
     queries = spec.heads * spec.head_size
+    mlp = spec.expert_layers < spec.layers
     sizes: dict[str, tuple[int, ...]] = {
         "normal": (tokens, spec.hidden),
         "gradient": (tokens, spec.hidden),
         # The gated product, later its gradient, later the gradient of what attention gave, or of q and k unnormalised.
         "gated": (
             tokens,
-            max(0 if spec.experts else spec.intermediate, queries, _rotated(spec) if spec.qk_norm else 0),
+            max(spec.intermediate if mlp else 0, queries, _rotated(spec) if spec.qk_norm else 0),
         ),
         "qkv_gradient": (tokens, queries + 2 * spec.kv_heads * spec.head_size),
         "output": (tokens, spec.hidden),
@@ -210,7 +206,7 @@ def _shared(spec: DecoderSpec, work: Work) -> Iterator[tuple[str, Slot]]:
     for name, shape in sizes.items():
         yield name, Slot("working memory", shape, dtype)
     if work.whole_layers:
-        for name, (shape, kind) in _inside(spec, work, tokens).items():
+        for name, (shape, kind) in _inside(spec, work, tokens, mlp=mlp).items():
             yield f"again.{name}", Slot("working memory", shape, kind)
 
 

@@ -69,4 +69,6 @@ class Ring:
     def time(self, run: Run) -> float:
         """Seconds of a run, over ordinary numbers: denormal ones, which some operations end in, would be slow."""
         self._memory.fill_(0.5)
+        # The first run pays for memory and threads: ten times what a unit by autograd takes after it.
+        run()
         return self.bench.clock(run, self.bench.seconds)

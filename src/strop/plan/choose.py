@@ -131,7 +131,7 @@ def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) 
         levers: levers set by hand.
     """
     on_gpu = machine.on_gpu
-    layer_bytes = spec.linear_weights // spec.layers * (2 if on_gpu else 4)
+    layer_bytes = max(spec.weights_below(1), spec.linear_weights // spec.layers) * (2 if on_gpu else 4)
     plan = Plan(
         device=machine.device,
         dtype=_dtype(machine),

@@ -1,31 +1,27 @@
 """The time that a run needs under a plan: what a step is made of, times how fast this machine does each.
 
 Everything is linear: a product of m rows takes a + b m seconds (`strop.plan.machine`), so that a step is told by its
-packs, positions, learned tokens and pairs alone. A layer's time is the sum of
+packs, positions, learned tokens and pairs alone. A layer's time (`strop.plan.layer_time`) is the sum of
 
-    products       forward and backward of its four groups, with their adapters
+    products       forward and backward of its groups, with their adapters, and of its experts
     dequantising   its weights once in each direction, unless the layer has a dequantised copy
     attention, element-wise
     again          under "layer": all of it but the last product, forward; under "elementwise": norms and gated product
-
     waiting        what a GPU waits for: copies from the machine's memory, or launches, where they take longer than a
                    layer's own computing, beside which they run
 
-In the last layer only learned tokens go on after attention; in the lowest, nothing below its lowest adapter is
-differentiated. `layer_times` gives these by grade, which is what the search adds up; `forecast_time` sums one plan.
+`layer_times` gives these by grade, which is what the search adds up; `forecast_time` sums one plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-
+from strop.model.spec import DecoderSpec
 from strop.model.workspace import GRADES, WIDENED_WEIGHTS
 from strop.plan.job import Job
-from strop.plan.machine import Line, Machine, Rates
-from strop.plan.memory import plan_item
+from strop.plan.layer_time import Totals, copy_seconds, forward_seconds, layer_times, rates_of, scored_windows
+from strop.plan.machine import Machine
 from strop.plan.plan import Plan
-from strop.plan.waiting import forward_with_waiting, waiting
+from strop.plan.waiting import forward_with_waiting
 from strop.plan.workload import Packs, Workload
 
 PARTS = ("loading", "steps", "watching")
@@ -39,74 +35,26 @@ STEP_PARTS = (
     "waiting",
     "optimiser",
 )
-_QKV, _OUT, _GATE_UP, _DOWN = range(4)
-
 # Bytes per second at which a model's files are read: a plain solid-state disk.
 _READ_RATE = 1.5e9
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What packs ask for together: how many they are, their positions, learned tokens, pairs, chunks of the loss."""
-
-    packs: float
-    tokens: float
-    learned: float
-    pairs: float
-    chunks: float
-
-    def scaled(self, times: float) -> Totals:
-        """So many of them."""
-        return Totals(*(getattr(self, item.name) * times for item in fields(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class LayerTime:
-    """Seconds of one layer.
-
-    Attributes:
-        products: both directions.
-        attention: both directions.
-        elementwise: both directions.
-        dequantise: both directions, without a dequantised copy.
-        again: grade → seconds, without dequantising.
-        again_dequantise: grade → seconds, without a dequantised copy.
-        waiting: grade → seconds that a GPU waits.
-    """
-
-    products: float
-    attention: float
-    elementwise: float
-    dequantise: float
-    again: Mapping[str, float]
-    again_dequantise: Mapping[str, float]
-    waiting: Mapping[str, float]
-
-
-def totals(packs: Packs, plan: Plan, steps: float = 1.0) -> Totals:
+def totals(spec: DecoderSpec, packs: Packs, plan: Plan, steps: float = 1.0) -> Totals:
     """What packs ask for, a mean of ``steps``."""
+    longer = {window: packs.longest_P > window for window in scored_windows(spec)}
     return Totals(
         packs=float(len(packs.tokens_P)),
         tokens=float(packs.tokens_P.sum()),
         learned=float(packs.learned_P.sum()),
         pairs=float(packs.pairs_P.sum()),
         chunks=float(packs.chunks(plan.loss_chunk)),
+        scored={w: (float(packs.tokens_P[some].sum()), float(packs.pairs_P[some].sum())) for w, some in longer.items()},
     ).scaled(1 / steps)
-
-
-def layer_times(job: Job, plan: Plan, machine: Machine, asked: Totals) -> list[LayerTime]:
-    """The time of each layer, in both directions, for what is asked."""
-    middle = _layer_time(job, plan, machine, asked, lowest=False, last=False)
-    layers = [middle] * job.spec.layers
-    layers[0] = _layer_time(job, plan, machine, asked, lowest=True, last=job.spec.layers == 1)
-    if job.spec.layers > 1:
-        layers[-1] = _layer_time(job, plan, machine, asked, lowest=False, last=True)
-    return layers
 
 
 def step_parts(job: Job, plan: Plan, machine: Machine, workload: Workload) -> dict[str, float]:
     """Seconds of a mean step, by kind of work."""
-    asked = totals(workload.packs, plan, workload.packed_steps)
+    asked = totals(job.spec, workload.packs, plan, workload.packed_steps)
     parts = dict.fromkeys(STEP_PARTS, 0.0)
     for index, layer in enumerate(layer_times(job, plan, machine, asked)):
         grade = grade_of(plan, index)
@@ -143,13 +91,6 @@ def grade_of(plan: Plan, layer: int) -> str:
     return GRADES[2] if layer < whole else GRADES[1] if layer < whole + elementwise else GRADES[0]
 
 
-def rates_of(machine: Machine) -> Rates:
-    """The rates of a machine that was timed."""
-    if machine.rates is None:
-        raise ValueError("time needs the rates of a machine that was timed: probe(spec)")
-    return machine.rates
-
-
 def head_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals, *, backward: bool = True) -> float:
     """The head and the loss of learned tokens, in chunks."""
     spec, rates = job.spec, rates_of(machine)
@@ -164,7 +105,7 @@ def head_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals, *, backw
             seconds += rates.widen * spec.vocabulary * spec.hidden * asked.chunks
             if not forward and blocks > 1:
                 # Each block adds to what the ones before it gave.
-                seconds += blocks * _copy(machine, asked.learned * spec.hidden, plan)
+                seconds += blocks * copy_seconds(machine, asked.learned * spec.hidden, plan)
     return seconds
 
 
@@ -174,126 +115,7 @@ def ends_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float
     norms = (rates.norm + rates.norm_backward) * asked.learned * hidden
     places = {"file": _READ_RATE, "host": machine.upload or machine.bandwidth}
     read = asked.tokens * hidden * job.embedding_item / places[plan.embedding] if plan.embedding in places else 0.0
-    return norms + read + _copy(machine, 2 * asked.tokens * hidden, plan)
-
-
-def _layer_time(job: Job, plan: Plan, machine: Machine, asked: Totals, *, lowest: bool, last: bool) -> LayerTime:
-    spec, rates = job.spec, rates_of(machine)
-    rows = asked.learned if last else asked.tokens
-    passed = _passes_gradient(job, lowest=lowest)
-    group_rows = (asked.tokens, rows, rows, rows)
-    weights = [
-        sum(spec.projection_shape(name)[0] * spec.projection_shape(name)[1] for name in names) for names in spec.groups
-    ]
-    products = again = 0.0
-    for group, names in enumerate(spec.groups):
-        forward = _group(job, plan, machine, asked.packs, group_rows[group], names, forward=True)
-        products += forward + _group(
-            job, plan, machine, asked.packs, group_rows[group], names, forward=False, passed=passed[group]
-        )
-        again += forward if group != _DOWN else 0.0
-    dequantise = rates.dequantise * asked.packs
-    # The passes of a gradient are needed down to the lowest adapter, attention's with those of q, k and v.
-    below = passed[_QKV] or _targeted(job, _QKV)
-    experts, experts_dequantise = _experts(job, plan, machine, asked.packs, rows, backward=passed[_GATE_UP])
-    norms, gated = rates.norm * (asked.tokens + rows) * spec.hidden, rates.gate * rows * spec.activated
-    turned = rates.rotate * asked.tokens * (spec.heads + spec.kv_heads) * spec.head_size
-    seen = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
-    seen_backward = rates.attend_backward * asked.tokens + rates.attend_backward_pair * asked.pairs
-    back = (
-        rates.gate_backward * rows * spec.activated * (passed[_DOWN])
-        + rates.norm_backward * spec.hidden * (rows * passed[_GATE_UP] + asked.tokens * passed[_QKV])
-        + turned * below
-    )
-    copies = _copy(machine, 2 * rows * spec.hidden, plan)
-    made_again = rates.norm * spec.hidden * (
-        asked.tokens * _targeted(job, _QKV) + rows * _targeted(job, _GATE_UP)
-    ) + gated * _targeted(job, _DOWN)
-    whole = made_again + again + norms + turned + seen + copies / 2
-    layer = LayerTime(
-        products=products + experts,
-        attention=seen + seen_backward * below,
-        elementwise=norms + gated + turned + copies + back,
-        dequantise=dequantise * (sum(weights) + sum(w for w, down in zip(weights, passed, strict=False) if down))
-        + experts_dequantise,
-        again={"none": 0.0, "elementwise": made_again, "layer": whole},
-        again_dequantise={"none": 0.0, "elementwise": 0.0, "layer": dequantise * sum(weights[:_DOWN])},
-        waiting=dict.fromkeys(GRADES, 0.0),
-    )
-    return replace(layer, waiting=waiting(job, plan, machine, asked, layer)) if machine.on_gpu else layer
-
-
-def _targeted(job: Job, group: int) -> bool:
-    groups = job.spec.groups
-    return group < len(groups) and any(name in job.targets for name in groups[group])
-
-
-def _passes_gradient(job: Job, *, lowest: bool) -> tuple[bool, ...]:
-    """Whether each group's backward pass makes the gradient of its input: not below the lowest adapter."""
-    if not lowest:
-        return (True, True, True, True)
-    return tuple(any(_targeted(job, below) for below in range(group)) for group in range(_DOWN + 1))
-
-
-def _experts(
-    job: Job, plan: Plan, machine: Machine, packs: float, rows: float, *, backward: bool
-) -> tuple[float, float]:
-    """Seconds of a layer's experts, (products, dequantising): each has its share of the tokens and all its weights.
-
-    Backward, the first product is made again.
-    """
-    spec = job.spec
-    if spec.experts is None:
-        return 0.0, 0.0
-    seconds = dequantise = 0.0
-    calls, chosen = packs * spec.experts.count, rows * spec.experts.active
-    for number, (inputs, outputs) in enumerate(spec.products[len(spec.groups) :]):
-        ways = [True, *((False,) if backward else ()), *((True,) if backward and number == 0 else ())]
-        for forward in ways:
-            line = machine.product_seconds(plan.matmul, plan.dtype, inputs, outputs, forward=forward)
-            seconds += line.seconds(calls, chosen)
-            dequantise += rates_of(machine).dequantise * calls * inputs * outputs
-    return seconds, dequantise
-
-
-def _group(
-    job: Job,
-    plan: Plan,
-    machine: Machine,
-    packs: float,
-    rows: float,
-    names: tuple[str, ...],
-    *,
-    forward: bool,
-    passed: bool = True,
-) -> float:
-    """A group of projections in one direction, its adapters included."""
-    spec, rates = job.spec, rates_of(machine)
-    shapes = {name: spec.projection_shape(name) for name in names}
-    outputs, inputs = sum(shape[0] for shape in shapes.values()), shapes[names[0]][1]
-    line = Line(0.0, 0.0)
-    if forward or passed:
-        line = machine.product_seconds(plan.matmul, plan.dtype, inputs, outputs, forward=forward)
-    seconds = line.seconds(packs, rows)
-    for name in names:
-        if name in job.targets:
-            seconds += _adapter(job, rates, rows, shapes[name], forward=forward, passed=passed)
-    return seconds
-
-
-def _adapter(job: Job, rates: Rates, rows: float, shape: tuple[int, int], *, forward: bool, passed: bool) -> float:
-    """An adapter's products; backward, x A is made a second time."""
-    outputs, inputs = shape
-    through = rows * job.rank
-    if forward:
-        seconds = rates.adapter * through * (inputs + outputs)
-        return seconds + (rates.dropout * rows * inputs if job.dropout else 0.0)
-    seconds = rates.adapter_backward * through * (2 * inputs + 2 * outputs + inputs * passed)
-    return seconds + (rates.dropout * rows * inputs * (2 + passed) if job.dropout else 0.0)
-
-
-def _copy(machine: Machine, numbers: float, plan: Plan) -> float:
-    return 2.0 * numbers * plan_item(plan) / machine.bandwidth
+    return norms + read + copy_seconds(machine, 2 * asked.tokens * hidden, plan)
 
 
 def _loading(job: Job, machine: Machine) -> float:
@@ -306,32 +128,21 @@ def _loading(job: Job, machine: Machine) -> float:
 
 def _watching(job: Job, plan: Plan, machine: Machine, workload: Workload) -> float:
     """All held-out losses and sample answers of the run."""
-    asked = totals(workload.held_out, plan).scaled(workload.held_out_scale)
+    asked = totals(job.spec, workload.held_out, plan).scaled(workload.held_out_scale)
     loss = _forward(job, plan, machine, asked) + head_seconds(job, plan, machine, asked, backward=False)
     return job.looks * (loss + _answers(job, plan, machine))
 
 
 def _forward(job: Job, plan: Plan, machine: Machine, asked: Totals) -> float:
     """One pass up."""
-    spec, rates = job.spec, rates_of(machine)
-    products = sum(_group(job, plan, machine, asked.packs, asked.tokens, names, forward=True) for names in spec.groups)
-    attention = rates.attend * asked.tokens + rates.attend_pair * asked.pairs
-    elementwise = asked.tokens * (
-        2 * rates.norm * spec.hidden
-        + rates.gate * spec.activated
-        + rates.rotate * (spec.heads + spec.kv_heads) * spec.head_size
-    ) + _copy(machine, 2 * asked.tokens * spec.hidden, plan)
-    experts = sum(_experts(job, plan, machine, asked.packs, asked.tokens, backward=False))
-    layer = products + experts + attention + elementwise
-    return forward_with_waiting(
-        job, plan, machine, asked.packs, spec.layers * layer + _dequantise_pass(job, plan, machine, asked.packs)
-    )
+    computing = forward_seconds(job, plan, machine, asked) + _dequantise_pass(job, plan, machine, asked.packs)
+    return forward_with_waiting(job, plan, machine, asked.packs, computing)
 
 
 def _dequantise_pass(job: Job, plan: Plan, machine: Machine, times: float) -> float:
     """The base's weights once, but for layers that have a copy."""
-    layers = max(job.spec.layers - plan.dense_layers, 0)
-    return times * rates_of(machine).dequantise * job.spec.linear_weights / job.spec.layers * layers
+    copied = job.spec.weights_below(min(plan.dense_layers, job.spec.layers))
+    return times * rates_of(machine).dequantise * (job.spec.linear_weights - copied)
 
 
 def _answers(job: Job, plan: Plan, machine: Machine) -> float:
@@ -339,7 +150,9 @@ def _answers(job: Job, plan: Plan, machine: Machine) -> float:
     if not job.prompts or not job.answer_tokens:
         return 0.0
     spec = job.spec
-    prompts = Totals(1, sum(job.prompts), len(job.prompts), sum(count * count / 2 for count in job.prompts), 1)
+    tokens, pairs, longest = sum(job.prompts), sum(count * count / 2 for count in job.prompts), max(job.prompts)
+    scored = {window: (tokens, pairs) if longest > window else (0.0, 0.0) for window in scored_windows(spec)}
+    prompts = Totals(1, tokens, len(job.prompts), pairs, 1, scored)
     active = spec.expert_weights * spec.experts.active // spec.experts.count if spec.experts else 0
     products = (spec.linear_weights + active + spec.vocabulary * spec.hidden) * rates_of(machine).answer
     widen = rates_of(machine).widen * spec.vocabulary * spec.hidden if plan.head == "stored" else 0.0

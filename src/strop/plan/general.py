@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from strop.errors import UsageError
+from strop.kernels import nf4
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.base import AHEAD_BYTES
 from strop.model.general.files import GeneralTensors
 from strop.model.general.spec import GeneralSpec
-from strop.model.lora import parse_targets
+from strop.model.lora import adapter_size, parse_targets
 from strop.model.paths import SLOWER
 from strop.plan.budget import usable
 from strop.plan.choose import default_plan, free_share, reason_of, too_small
@@ -28,7 +29,7 @@ from strop.plan.forecast import Choice, Forecast
 from strop.plan.general_costs import GeneralCosts, measure_costs
 from strop.plan.job import data_bytes, looks_of, questions_of
 from strop.plan.machine import Machine, probe
-from strop.plan.memory import COMPONENTS, nf4_bytes, plan_item
+from strop.plan.memory import COMPONENTS, plan_item
 from strop.plan.plan import GENERAL, Plan
 from strop.plan.workload import Workload, measure, pack_candidates
 
@@ -69,7 +70,7 @@ class _Job:
     @property
     def parameters(self) -> int:
         """Numbers of the adapter."""
-        return sum(self.recipe.adapter.rank * (o + i) for _, o, i in self.spec.adapted(self.targets))
+        return adapter_size(self.spec, self.targets, self.recipe.adapter.rank)
 
 
 def choose_general(
@@ -131,7 +132,7 @@ def _check_levers(levers: Mapping[str, str | int]) -> None:
 def _read_job(
     tensors: GeneralTensors, dataset: Dataset, recipe: Recipe, steps: int, machine: Machine, start: Plan
 ) -> _Job:
-    targets = parse_targets(recipe.adapter.targets, tensors.spec.projections)
+    targets = parse_targets(recipe.adapter.targets, tensors.spec.adaptable)
     costs = measure_costs(
         json.dumps(tensors.config),
         tensors.reader.folder / "config.json",
@@ -223,7 +224,9 @@ def _memory(job: _Job, plan: Plan, workload: Workload) -> dict[str, int]:
     bytes_of |= {
         "runtime": max(job.machine.process_bytes - data_bytes(job.dataset), 0),
         "data": data_bytes(job.dataset),
-        "base in NF4": sum(nf4_bytes(one.outputs * one.inputs) + 4 * one.outputs * one.bias for one in spec.linears)
+        "base in NF4": sum(
+            nf4.size_bytes(one.outputs * one.inputs) + 4 * one.outputs * one.bias for one in spec.linears
+        )
         + spec.other_weights * item,
         "head": ends * item,
         "embedding": 0 if spec.tied_head else ends * stored,

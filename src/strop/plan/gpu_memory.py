@@ -89,7 +89,7 @@ def _dq_bytes(spec: DecoderSpec, tokens: int, documents: int) -> int:
 def _plain_bytes(spec: DecoderSpec, work: Work) -> list[int]:
     tokens, item = work.tokens, work.dtype.itemsize
     wide = (spec.heads + spec.kv_heads) * spec.head_size
-    middle = 0 if spec.experts else spec.intermediate
+    middle = spec.intermediate if spec.expert_layers < spec.layers else 0
     block = min(BLOCK_WEIGHTS, max(inputs * outputs for inputs, outputs in spec.products))
     found = [
         4 * 4 * tokens * spec.hidden,  # a norm's gradient: four tensors in float32
@@ -103,19 +103,16 @@ def _plain_bytes(spec: DecoderSpec, work: Work) -> list[int]:
     return found
 
 
-def layer_stream_bytes(spec: DecoderSpec) -> int:
+def layer_stream_bytes(spec: DecoderSpec, layer: int) -> int:
     """A layer's weights as they lie in the machine's memory, and come from there."""
-    shapes = [spec.projection_shape(name) for name in spec.projections]
-    if spec.experts is not None:
-        shapes += [shape for _ in range(spec.experts.count) for shape in spec.expert_shapes]
-    return stream_bytes(shapes)
+    return stream_bytes(spec.quantised_shapes(layer))
 
 
 def host_bytes(job: Job, plan: Plan, work: Work) -> int:
     """Pinned memory of the machine that a plan takes; torch makes blocks of it as large as the next power of two."""
     spec, blocks = job.spec, []
     if plan.base == "host":
-        blocks += [layer_stream_bytes(spec)] * spec.layers
+        blocks += [layer_stream_bytes(spec, layer) for layer in range(spec.layers)]
     if plan.checkpoints == "host" and plan.recompute_layers:
         layers = min(plan.recompute_layers, spec.layers)
         blocks.append(layers * work.tokens * spec.hidden * work.dtype.itemsize)

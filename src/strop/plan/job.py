@@ -14,7 +14,7 @@ import numpy as np
 from strop.data.examples import Dataset
 from strop.data.records import Example
 from strop.data.samples import asking, held_bytes, store_of
-from strop.model.lora import parse_targets
+from strop.model.lora import adapter_size, parse_targets
 from strop.model.spec import DecoderSpec, module_path
 from strop.model.tensors import EMBEDDING, HEAD
 from strop.recipe import Recipe
@@ -65,8 +65,7 @@ class Job:
     @property
     def parameters(self) -> int:
         """Numbers of the adapter."""
-        shapes = [self.spec.projection_shape(name) for name in self.targets]
-        return self.spec.layers * self.rank * sum(outputs + inputs for outputs, inputs in shapes)
+        return adapter_size(self.spec, self.targets, self.rank)
 
     @property
     def data_bytes(self) -> int:
@@ -95,7 +94,7 @@ def read_job(
     """
     return Job(
         spec=spec,
-        targets=parse_targets(recipe.adapter.targets, spec.projections),
+        targets=parse_targets(recipe.adapter.targets, spec.adaptable),
         rank=recipe.adapter.rank,
         dropout=recipe.adapter.dropout,
         steps=steps,
@@ -106,7 +105,11 @@ def read_job(
         answer_tokens=recipe.watch.answer_tokens,
         head_item=item_bytes(EMBEDDING if spec.tied_head else HEAD),
         embedding_item=item_bytes(EMBEDDING),
-        weight_item=max(item_bytes(f"{module_path(0, name)}.weight") for name in spec.projections),
+        weight_item=max(
+            item_bytes(f"{module_path(layer, name)}.weight")
+            for layer in range(spec.layers)
+            for name in spec.projections_of(layer)
+        ),
         learned=dataset.learned,
         held_out=dataset.held_out,
     )

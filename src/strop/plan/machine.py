@@ -39,6 +39,8 @@ class Rates:
         norm_backward: a number.
         gate: a number of the gated product.
         gate_backward: a number of the gated product.
+        head_norm: a number of queries and keys under norms of their own.
+        head_norm_backward: the same, backward.
         rotate: a number of queries and keys.
         dropout: a number.
         softmax: a logit, its loss and its gradient.
@@ -46,6 +48,11 @@ class Rates:
         attend_pair: a position and one that it sees, in one layer.
         attend_backward: as attend.
         attend_backward_pair: as attend_pair.
+        scored: as attend, where scores are not plain: caps, windows, ALiBi.
+        scored_pair: as attend_pair, likewise.
+        scored_backward: as scored.
+        scored_backward_pair: as scored_pair.
+        expert: a call of an expert, beside its products and its rows.
         adapter: a multiplication and addition of an adapter's products, forward.
         adapter_backward: the same, backward.
         optimise: a parameter: clipping and AdamW.
@@ -59,6 +66,8 @@ class Rates:
     norm_backward: float
     gate: float
     gate_backward: float
+    head_norm: float
+    head_norm_backward: float
     rotate: float
     dropout: float
     softmax: float
@@ -66,6 +75,11 @@ class Rates:
     attend_pair: float
     attend_backward: float
     attend_backward_pair: float
+    scored: float
+    scored_pair: float
+    scored_backward: float
+    scored_backward_pair: float
+    expert: float
     adapter: float
     adapter_backward: float
     optimise: float

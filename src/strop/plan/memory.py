@@ -12,6 +12,7 @@ lies there counts: samples do not, nor what a plan leaves in the machine's memor
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
 
@@ -89,8 +90,8 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of["base in NF4"] = _base(job, plan)
     bytes_of["head"] = spec.vocabulary * (spec.hidden * head_item(job, plan) + 4 * spec.head_bias)
     bytes_of["embedding"] = _embedding(job, plan, work)
-    bytes_of["dequantised copies"] = dense * spec.linear_weights // spec.layers * item
-    bytes_of["weight buffer"] = buffer_weights(spec, copied=dense == spec.layers) * item
+    bytes_of["dequantised copies"] = spec.weights_below(dense) * item
+    bytes_of["weight buffer"] = buffer_weights(spec, dense) * item
     bytes_of["adapters and optimiser"] = job.parameters * (_ADAPTER_BYTES + (0 if item == 4 else item))
     if item != 4:
         # The logits' gradient goes into the product in the compute dtype.
@@ -135,34 +136,31 @@ def plan_item(plan: Plan) -> int:
 
 def base_bytes(spec: DecoderSpec, weight_item: int) -> int:
     """The frozen layers: NF4 with its scales, norms and biases."""
-    layer = sum(nf4_bytes(rows * columns) for rows, columns in map(spec.projection_shape, spec.projections))
-    layer += sum(spec.projection_shape(name)[0] * weight_item for name in spec.projections if spec.has_bias(name))
+    each = {name: nf4.size_bytes(prod(spec.projection_shape(name))) for name in spec.projections}
+    for name in spec.projections:
+        each[name] += spec.projection_shape(name)[0] * weight_item * spec.has_bias(name)
+    total = sum(each[name] for layer in range(spec.layers) for name in spec.projections_of(layer))
     if spec.experts is not None:
-        layer += spec.experts.count * sum(nf4_bytes(rows * columns) for rows, columns in spec.expert_shapes)
-    return spec.layers * layer + (spec.norm_weights + spec.router_weights) * 4
+        count = spec.expert_layers * spec.experts.count
+        total += count * sum(nf4.size_bytes(rows * columns) for rows, columns in spec.expert_shapes)
+    return total + (spec.norm_weights + spec.router_weights) * 4
 
 
 def _base(job: Job, plan: Plan) -> int:
-    """The base on the device: all of it, or two layers' weights and what is not quantised; a CPU has both."""
+    """The base on the device: all of it, or twice the largest layer and what is not quantised; a CPU has both."""
     spec, whole = job.spec, base_bytes(job.spec, job.weight_item)
     if plan.base != "host":
         return whole
-    shapes = [spec.projection_shape(name) for name in spec.projections]
-    if spec.experts is not None:
-        shapes += [shape for _ in range(spec.experts.count) for shape in spec.expert_shapes]
-    quantised = spec.layers * sum(nf4_bytes(rows * columns) for rows, columns in shapes)
-    return whole - quantised + (2 if plan.on_gpu else 2 + spec.layers) * layer_stream_bytes(spec)
+    layers = range(spec.layers)
+    quantised = sum(nf4.size_bytes(prod(shape)) for layer in layers for shape in spec.quantised_shapes(layer))
+    outside = [layer_stream_bytes(spec, layer) for layer in layers]
+    return whole - quantised + 2 * max(outside) + (0 if plan.on_gpu else sum(outside))
 
 
-def nf4_bytes(weights: int) -> int:
-    """A tensor in NF4: codes, scales of blocks, scales of these, and their offset."""
-    blocks = -(-weights // nf4.BLOCK)
-    return -(-weights // 2) + blocks + 4 * -(-blocks // nf4.NESTED_BLOCK) + 4
-
-
-def buffer_weights(spec: DecoderSpec, *, copied: bool = False) -> int:
-    """Weights that are dequantised at one time; with a copy of every projection only those of experts are."""
-    shapes = [[spec.projection_shape(name) for name in names] for names in spec.groups if not copied]
+def buffer_weights(spec: DecoderSpec, copied: int = 0) -> int:
+    """Weights that are dequantised at one time: of projections in layers without a copy, and of experts."""
+    groups = {names for layer in range(copied, spec.layers) for names in spec.groups_of(layer)}
+    shapes = [[spec.projection_shape(name) for name in names] for names in groups]
     if spec.experts is not None:
         gate, up, down = spec.expert_shapes
         shapes += [[gate, up], [down]]
@@ -193,7 +191,8 @@ def answer_bytes(job: Job, plan: Plan) -> int:
     # An answer that ends is taken out by copying what the others have: the keys first, then the values.
     copied = cache // 2 * (at_once - 1) // at_once
     queries = spec.heads * spec.head_size
-    widest = max(3 * spec.hidden + 4 * spec.activated, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size)
+    activated = max(map(spec.activated, range(spec.layers)))
+    widest = max(3 * spec.hidden + 4 * activated, spec.hidden + 4 * queries + 4 * spec.kv_heads * spec.head_size)
     prompts = sum(sorted(job.prompts)[-at_once:]) * widest * item
     if _scored(spec, max(job.prompts)):
         # All scores of the longest prompt, and what they are made from.

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from strop.model.workspace import GRADES, layout
-from strop.plan.duration import forecast_time, layer_times, step_parts, totals
+from strop.plan.duration import forecast_time, step_parts, totals
 from strop.plan.gpu_memory import host_bytes
 from strop.plan.job import Job
+from strop.plan.layer_time import layer_times
 from strop.plan.machine import Machine
 from strop.plan.memory import buffer_weights, forecast_memory, loading_peak, plan_item, plan_work
 from strop.plan.plan import Plan
@@ -264,7 +265,7 @@ def _layer_seconds(
     job: Job, plan: Plan, workload: Workload, machine: Machine
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Seconds of a mean step under each grade [3, L]: computing again and waiting; dequantising without a copy."""
-    times = layer_times(job, plan, machine, totals(workload.packs, plan, workload.packed_steps))
+    times = layer_times(job, plan, machine, totals(job.spec, workload.packs, plan, workload.packed_steps))
     again = [[layer.again[grade] + layer.waiting[grade] for layer in times] for grade in GRADES]
     passes = [[layer.dequantise + layer.again_dequantise[grade] for layer in times] for grade in GRADES]
     return np.array(again), np.array(passes)
@@ -273,20 +274,20 @@ def _layer_seconds(
 def _looking_saved(
     job: Job, plan: Plan, workload: Workload, machine: Machine, denses: Sequence[int]
 ) -> npt.NDArray[Any]:
-    """Seconds more that looking takes with so many copies, beside none: linear in their count."""
+    """Seconds more that looking takes with so many copies, beside none: linear in their weights."""
     none, all_of_them = (
         forecast_time(job, replace(plan, dense_layers=count), workload, machine)[1]["watching"]
         for count in (0, job.spec.layers)
     )
-    return np.array(denses) / job.spec.layers * (all_of_them - none)
+    shares = np.array([job.spec.weights_below(count) for count in denses]) / job.spec.linear_weights
+    return shares * (all_of_them - none)
 
 
 def _dense_bytes(job: Job, plan: Plan, denses: Sequence[int]) -> npt.NDArray[Any]:
     """Bytes more that so many copies take, beside none; where all layers have one there is no buffer."""
-    item = plan_item(plan)
-    each = job.spec.linear_weights // job.spec.layers * item
-    saved = (buffer_weights(job.spec) - buffer_weights(job.spec, copied=True)) * item
-    return np.array([count * each - (count == job.spec.layers) * saved for count in denses])
+    spec, item = job.spec, plan_item(plan)
+    more = [spec.weights_below(count) + buffer_weights(spec, count) - buffer_weights(spec) for count in denses]
+    return np.array(more) * item
 
 
 def _undominated(bytes_N: npt.NDArray[Any], seconds_N: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -26,9 +26,10 @@ from strop.plan.allocator import return_large_blocks
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock, wall_clock
 from strop.plan.machine import Machine, Shape, block_rows
-from strop.plan.timing_rates import fastest_attention, rates
+from strop.plan.timing_layer import fastest_attention
+from strop.plan.timing_rates import rates
 
-# Seconds that all matrix products together may take, and the repetitions of one operation.
+# Seconds that all matrix products together may take.
 _PRODUCTS_SECONDS = 1.6
 _SECONDS = 0.02
 # Numbers of an operation's largest operand; the ring holds six: 96 MiB in float32 on a CPU, 384 MiB in bfloat16 on a
@@ -81,7 +82,7 @@ def time_gpu(
     with torch.no_grad():
         matmul = {"torch": {dtype: _gpu_products(spec, getattr(torch, dtype), bench) for dtype in dtypes}}
         attention, attention_rates = fastest_attention(spec, bench)
-        measured = replace(rates(spec, rank, bench), **attention_rates)
+        measured = rates(spec, rank, bench, attention_rates)
         bandwidth = _bandwidth(bench, 2 * bench.numbers)
         upload, download = _link(bench)
         launch = launch_seconds(bench)

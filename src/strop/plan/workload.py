@@ -38,6 +38,7 @@ class Packs:
         tokens_P: positions that are computed.
         learned_P: learned tokens.
         pairs_P: pairs of a position and one that it sees: what attention multiplies.
+        longest_P: the most that a position sees.
         read_tokens: tokens of the samples, each counted once a sample.
         documents_P: documents; None where nobody counted.
     """
@@ -45,6 +46,7 @@ class Packs:
     tokens_P: npt.NDArray[np.int64]
     learned_P: npt.NDArray[np.int64]
     pairs_P: npt.NDArray[np.int64]
+    longest_P: npt.NDArray[np.int64]
     read_tokens: int
     documents_P: npt.NDArray[np.int64] | None = None
 
@@ -195,17 +197,16 @@ def pack_candidates(
 
 
 def _packs(packs: Iterable[Pack]) -> Packs:
-    tokens, learned, pairs, documents, read = [], [], [], [], 0
+    counts: list[tuple[int, int, int, int, int]] = []
+    read = 0
     for one in packs:
-        tokens.append(len(one))
-        learned.append(one.learned_tokens)
-        pairs.append(sum(_pairs(end - start, last - first) for start, end, first, last in one.spans))
-        documents.append(len(one.spans))
+        seen = [(end - start, last - first) for start, end, first, last in one.spans]
+        longest = max((own + prefix for own, prefix in seen), default=0)
+        pairs = sum(_pairs(own, prefix) for own, prefix in seen)
+        counts.append((len(one), one.learned_tokens, pairs, longest, len(seen)))
         read += one.read_tokens
-    tokens_P, learned_P, pairs_P, documents_P = (
-        np.array(counts, np.int64) for counts in (tokens, learned, pairs, documents)
-    )
-    return Packs(tokens_P, learned_P, pairs_P, read, documents_P)
+    tokens_P, learned_P, pairs_P, longest_P, documents_P = np.array(counts, np.int64).reshape(-1, 5).T
+    return Packs(tokens_P, learned_P, pairs_P, longest_P, read, documents_P)
 
 
 def _pairs(document: int, prefix: int) -> int:

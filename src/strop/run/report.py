@@ -117,6 +117,10 @@ def _subtitle(run: RunFiles, model: dict[str, Any], data: dict[str, Any]) -> lis
         parts.append(f"{_rough(total)} parameters")
         if trained is not None:
             parts.append(f"adapter of {_rough(trained)} ({significant(trained / total * 100, 2)} %)")
+    quantised = mapping(model.get("nf4"))
+    weights, bits = number(quantised.get("weights")), number(quantised.get("bits_per_weight"))
+    if weights and bits:
+        parts.append(f"{_rough(weights)} of them in NF4, {significant(bits)} bits each")
     counts = [(name, number(data.get(name))) for name in ("read", "learned", "held_out", "refused")]
     known = [f"{whole(count)} {name.replace('_', ' ')}" for name, count in counts if count is not None]
     if known:

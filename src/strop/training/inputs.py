@@ -49,7 +49,7 @@ def prepare_inputs(resolved: Resolved, journal: Journal) -> Inputs:
     folder = model_folder(recipe.model, journal.note, journal.progress)
     tensors = open_tensors(folder)
     spec = tensors.spec
-    targets = parse_targets(recipe.adapter.targets, spec.projections)
+    targets = parse_targets(recipe.adapter.targets, spec.adaptable)
     tokenizer = Tokenizer.from_folder(folder)
     if recipe.data.max_tokens is None:
         resolved = resolved.with_value("data.max_tokens", spec.context, "model")

@@ -14,7 +14,9 @@ from strop.data.examples import Dataset
 from strop.data.preview import length_histogram, segments
 from strop.data.samples import Joined
 from strop.kernels import select
+from strop.model.four_bit import as_facts, in_four_bits
 from strop.model.general.spec import GeneralSpec
+from strop.model.lora import adapter_size
 from strop.plan.forecast import Choice
 from strop.plan.plan import Plan
 from strop.run.folder import RunFolder, write_text
@@ -48,7 +50,6 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
     )
     refused = (*dataset.refused, *dataset.held_out_refused)
     run.write_lines("refused.jsonl", (refusal.as_dict() for refusal in refused))
-    adapted = spec.adapted(inputs.targets)
     identity = inputs.identity
     run.write_json(
         "manifest.json",
@@ -60,7 +61,9 @@ def write_record(run: RunFolder, inputs: Inputs, choice: Choice) -> None:
                 **identity["model"],
                 "family": spec.family,
                 "parameters": spec.parameters,
-                "trainable": recipe.adapter.rank * sum(outputs + inputs for _, outputs, inputs in adapted),
+                "trainable": adapter_size(spec, inputs.targets, recipe.adapter.rank),
+                # Loading checks that it is so.
+                "nf4": as_facts(in_four_bits(spec)),
             },
             "template": identity["template"],
             "recipe": identity["recipe"],

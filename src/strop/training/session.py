@@ -19,6 +19,7 @@ import torch
 from strop.data.mixture import parse_sources
 from strop.errors import InputError, SaveError, Stopped, UsageError
 from strop.model.adapter_tree import from_tree
+from strop.model.four_bit import in_four_bits
 from strop.model.general.files import GeneralTensors
 from strop.model.lora import WEIGHTS_FILE, Adapter, load_matrices, make_adapter, read_tensors
 from strop.model.paths import AnySpec, load_any
@@ -282,6 +283,7 @@ def _load(
         embedding=plan.embedding,
         base=plan.base,
     )
+    journal.note(f"checked: {in_four_bits(decoder.spec)}")
     adapter = _new_adapter(inputs, decoder.device)
     optimizer = Optimizer(adapter, recipe.train.weight_decay)
     if checkpoint:

@@ -17,28 +17,10 @@ from pathlib import Path
 
 from strop.errors import ModelError
 from strop.vocabulary.added import Added, Json, entries, numbered, place
+from strop.vocabulary.byte_level import NFC, byte_letters, byte_level_json, pattern_split
 
 MOST_BYTES = 64 << 20
 _LONGEST_LINE = 4096
-
-
-def byte_letters() -> list[str]:
-    """For each byte the letter that stands for it in byte-level tokenizers (GPT-2's table).
-
-    Printable bytes stand for themselves; the others get the letters from U+0100 on, in their order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
-
-
-def digits_pattern(digits: str) -> str:
-    """The pattern that Qwen, GLM-4 and Llama 3 cut texts by; they differ in how digits are grouped."""
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,32 +115,11 @@ def tiktoken_json(tokens: list[bytes], kind: TiktokenKind, added: Mapping[int, A
     ]
     control = numbered(kind.control, len(tokens)) | dict(added or {})
     place(vocabulary, control)
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": digits_pattern(kind.digits)},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": entries(control),
-        "normalizer": {"type": "NFC"} if kind.nfc else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
-    }
+    return byte_level_json(
+        vocabulary,
+        merges,
+        entries(control),
+        split=pattern_split(kind.digits),
+        normalizer=NFC if kind.nfc else None,
+        ignore_merges=True,
+    )

@@ -17,6 +17,7 @@ from strop.errors import ModelError
 from strop.kernels.nf4 import NF4Tensor
 from strop.kernels.qlora_linear import FrozenGroup, WeightBuffer
 from strop.model.base import open_base
+from strop.model.four_bit import check_matrices, should_be
 from strop.model.general.decoder import GeneralDecoder
 from strop.model.general.files import GeneralTensors
 from strop.model.general.head import GeneralHead
@@ -64,7 +65,10 @@ def load_general(
                 done = index + 1
                 progress(done, spec.layers)
         _fill(skeleton, shared, tensors, device, dtype)
-    return assemble(spec, skeleton, linears, running, device, dtype, folder)
+    decoder = assemble(spec, skeleton, linears, running, device, dtype, folder)
+    held = (module for module in decoder.model.modules() if isinstance(module, QuantizedLinear))
+    check_matrices(should_be(spec), {module.path: module.frozen.weights[0] for module in held}, folder)
+    return decoder
 
 
 def assemble(

@@ -82,7 +82,7 @@ class GeneralSpec:
     windows: bool
 
     @property
-    def projections(self) -> tuple[str, ...]:
+    def adaptable(self) -> tuple[str, ...]:
         """Names of the linears that can have adapters, in the order of the tree."""
         return tuple(dict.fromkeys(linear.name for linear in self.linears if linear.adapted))
 
@@ -91,6 +91,11 @@ class GeneralSpec:
         for linear in self.linears:
             if linear.adapted and linear.name in targets:
                 yield linear.path, linear.outputs, linear.inputs
+
+    def weights_below(self, layer: int) -> int:
+        """Weights in NF4 of the layers below one."""
+        places = ((self.layer_of(linear.path), linear) for linear in self.linears)
+        return sum(one.outputs * one.inputs for place, one in places if place is not None and place < layer)
 
     @property
     def linear_weights(self) -> int:
