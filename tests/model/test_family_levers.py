@@ -88,7 +88,7 @@ def gradients(
     engine = Engine(decoder, work_for(decoder, packs, adapter, given))
     adapter.zero_gradients()
     with blas.using(given.get("matmul", "torch")):
-        loss = sum(engine.gradients(make_batch(one), adapter, 3.0, 5 if dropout else None) for one in packs)
+        loss = sum(float(engine.gradients(make_batch(one), adapter, 3.0, 5 if dropout else None)) for one in packs)
     return loss, [matrix.grad.clone() for matrix in adapter.parameters()]
 
 
