@@ -213,7 +213,7 @@ def test_json_after_the_end_of_the_flags_is_an_argument(run: Run):
 
 
 def test_every_parser_error_has_a_cure():
-    for line in (["train", "m", "--json=maybe"], ["chat"], ["chat", "r", "-xyz"], ["doctor", "x"], ["-q"]):
+    for line in (["train", "m", "--json=maybe"], ["chat"], ["chat", "r", "-xyz"], ["doctor", "x", "y"], ["-q"]):
         with pytest.raises(CycloptsError) as caught:
             build_app(line).parse_args(line, print_error=False, exit_on_error=False)
         error = usage_error(caught.value)

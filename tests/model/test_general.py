@@ -95,7 +95,7 @@ def work(again: int = 0) -> Work:
 def gradients(decoder: GeneralDecoder, adapter: Adapter, docs, *, again: int = 0, key: int | None = None):
     adapter.zero_gradients()
     loss = GeneralEngine(decoder, work(again)).gradients(batch_of(*docs), adapter, 2.0, key)
-    return loss, [matrix.grad.clone() for matrix in adapter.parameters()]
+    return loss.item(), [matrix.grad.clone() for matrix in adapter.parameters()]
 
 
 def test_what_was_found_out_of_the_model(pair):
