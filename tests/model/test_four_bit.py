@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import tiny_general as general
 from strop.errors import ModelError
 from strop.kernels import nf4
 from strop.model import load
 from strop.model.decoder import Decoder
 from strop.model.four_bit import InFourBits, as_facts, check_four_bits, in_four_bits, should_be
+from strop.model.general import load as load_module
+from strop.model.general.load import load_general
 from strop.model.load import load_decoder
+from strop.model.lora import adapter_size
 from strop.model.tensors import ModelTensors
 from tiny_families import CASES, write_model
 
@@ -103,8 +107,14 @@ def test_what_is_not_in_four_bits_is_named(decoder: Decoder, harm, count: int, p
     assert found in error.value.found
 
 
-def test_a_loader_that_passes_over_experts_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As tools do that replace modules by their class: what they do not know stays as it was."""
+@pytest.mark.parametrize("base", ["device", "host"])
+def test_a_loader_that_passes_over_experts_is_stopped(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tools do that replace modules by their class: what they do not know stays as it was.
+
+    A base in the machine's memory is looked at before it goes there: what comes from there is bytes.
+    """
     write_model(CASES["mixtral"], tmp_path)
     right = load.make_layer
 
@@ -115,8 +125,40 @@ def test_a_loader_that_passes_over_experts_is_stopped(tmp_path: Path, monkeypatc
         return layer
 
     monkeypatch.setattr(load, "make_layer", passing_over)
-    with pytest.raises(ModelError, match="matrices of the base are not in NF4 as they should be"):
-        load_decoder(tmp_path / "own")
+    with pytest.raises(ModelError, match="matrices of the base are not in NF4 as they should be") as error:
+        load_decoder(tmp_path / "own", base=base)
+    assert "layers.0.mlp.experts.0.down_proj" in error.value.expected
+
+
+def test_on_the_general_path_every_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = general.write_model(general.CASES["GPT-2"], tmp_path)
+    decoder = load_general(folder)
+    found = in_four_bits(decoder.spec)
+    assert (found.projections, found.experts) == (len(decoder.linears), 0)
+    assert found.bytes == sum(linear.frozen.weights[0].nbytes for linear in decoder.linears)
+    assert found.weights == decoder.spec.linear_weights
+    right = load_module.assemble
+
+    def in_full(*arguments):
+        made = right(*arguments)
+        frozen = made.linears[2].frozen
+        frozen.weights = [nf4.dequantize(frozen.weights[0])]
+        return made
+
+    monkeypatch.setattr(load_module, "assemble", in_full)
+    with pytest.raises(ModelError, match="1 of") as error:
+        load_general(folder)
+    assert decoder.linears[2].path in error.value.expected
+
+
+def test_adapters_are_where_a_layer_has_what_they_name(decoder: Decoder) -> None:
+    """Of layers with experts an MLP's projections are not there: no path, no parameter."""
+    spec = decoder.spec
+    paths = [path for path, _, _ in spec.adapted(("q_proj", "up_proj"))]
+    assert paths == [path for path in should_be(spec) if path.endswith(("q_proj", "mlp.up_proj"))]
+    assert 0 < sum(path.endswith("up_proj") for path in paths) < spec.layers
+    sizes = [sum(should_be(spec)[path]) for path in paths]
+    assert adapter_size(spec, ("q_proj", "up_proj"), 3) == 3 * sum(sizes)
 
 
 def test_what_is_said() -> None:

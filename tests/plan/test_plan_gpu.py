@@ -19,6 +19,7 @@ from strop.data.records import Example
 from strop.errors import BudgetError
 from strop.model.batch import make_batch
 from strop.model.lora import make_adapter, parse_targets
+from strop.model.spec import ExpertsSpec
 from strop.plan import choose as choose_module
 from strop.plan import gpu_memory, search
 from strop.plan.apply import make_engine
@@ -290,6 +291,32 @@ def test_launches_count_where_a_model_is_small():
         computing = layer.products + layer.attention + layer.elementwise + layer.dequantise
         assert layer.waiting["none"] + computing == pytest.approx(expected)
     assert calls(asked, "layer") > calls(asked, "none")
+
+
+def test_layers_of_several_kinds_come_with_bytes_and_launches_of_their_own():
+    """Experts in two of four layers, over a link so slow that nothing else counts, and by a host as slow."""
+    asked = job(
+        spec=spec(experts=ExpertsSpec(4, 2, 200, layers=(False, True, False, True))), targets=parse_targets(QKV)
+    )
+    plan = replace(GPU, base="host")
+    workload = packed(asked, plan)
+    stream = make_engine(decoder(asked.spec, plan), plan, plan_work(asked, plan, workload)).decoder.stream
+    each = [gpu_memory.layer_stream_bytes(asked.spec, layer) for layer in range(4)]
+    assert each[0] == each[2] < each[1] == each[3]
+    assert (stream.host_bytes, stream.device_bytes) == (sum(each), 2 * max(each))
+    moved = 2 * workload.packs_per_step / 1e6
+    counts = [calls(asked, "none", layer) for layer in range(4)]
+    # A gated product there; here three matrices made and two products of each of four experts, and what goes with them.
+    assert counts[1] - counts[0] == 2 * (4 * 12 - 1) - (3 + 2) * 2
+    for changes, expected in (
+        ({"upload": 1e6, "launch": 0.0}, [moved * count for count in each]),
+        ({"launch": 1.0}, [workload.packs_per_step * count for count in counts]),
+    ):
+        box = h200(asked.spec, **changes)
+        times = layer_times(asked, plan, box, totals(asked.spec, workload.packs, plan, workload.packed_steps))
+        for layer, all_of_it in zip(times, expected, strict=True):
+            computing = layer.products + layer.attention + layer.elementwise + layer.dequantise
+            assert layer.waiting["none"] + computing == pytest.approx(all_of_it)
 
 
 def test_operations_are_counted_as_the_engine_launches_them(monkeypatch: pytest.MonkeyPatch):

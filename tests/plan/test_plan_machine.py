@@ -12,9 +12,10 @@ import torch
 
 from planner_cases import NOTHING, spec
 from strop.kernels import blas, library
+from strop.kernels.attention import PLAIN
 from strop.model.spec import ExpertsSpec, RopeSpec
 from strop.plan import gpu, timing, timing_layer
-from strop.plan.bench import Bench
+from strop.plan.bench import Bench, Ring
 from strop.plan.clocks import EventClock
 from strop.plan.machine import Machine, Rates, Shape, _container_limit, _line, block_rows, probe
 
@@ -187,6 +188,38 @@ def test_the_fastest_attention_is_taken(monkeypatch: pytest.MonkeyPatch):
     name, found = timing_layer.fastest_attention(spec(), bench)
     assert (name, found["attend"]) == ("varlen", 5e-7)
     assert taken == ["triton", "varlen"], "what takes a pack document by document is not tried"
+
+
+def test_the_first_run_is_not_timed():
+    """It pays for memory and threads: a clock that counts every run it sees does not see it."""
+    runs: list[int] = []
+
+    def clock(run: object, seconds: float) -> float:
+        before = len(runs)
+        run()
+        return float(before)
+
+    ring = Ring(Bench(torch.device("cpu"), torch.float32, 1 << 6, 0.5, clock))
+    assert ring.time(lambda: runs.append(1)) == 1.0
+
+
+def test_attention_is_chosen_by_the_scores_that_most_layers_have(monkeypatch: pytest.MonkeyPatch):
+    """varlen is faster where scores are plain, triton where they are not: one layer of four, and three."""
+    bench = Bench(torch.device("cpu"), torch.bfloat16, 1 << 12, 0.5, lambda run, seconds: 1.0)
+    seconds = {("triton", True): 3e-6, ("varlen", True): 1e-6, ("triton", False): 1e-6, ("varlen", False): 3e-6}
+    monkeypatch.setattr(timing_layer, "available", lambda *_, **__: ("triton", "varlen"))
+    taken: list[str] = []
+
+    @contextmanager
+    def using(name: str):
+        taken.append(name)
+        yield
+
+    monkeypatch.setattr(timing_layer, "using", using)
+    pair = lambda _, __, scoring: ((seconds[taken[-1], scoring is PLAIN], 0.0),) * 2  # noqa: E731
+    monkeypatch.setattr(timing_layer, "_attention", pair)
+    assert timing_layer.fastest_attention(spec(windows=(8, 0, 0, 0)), bench)[0] == "varlen"
+    assert timing_layer.fastest_attention(spec(windows=(8, 8, 0, 8)), bench)[0] == "triton"
 
 
 def test_launches_are_timed_on_the_host():
