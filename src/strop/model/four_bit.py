@@ -70,7 +70,9 @@ def should_be(spec: DecoderSpec | GeneralSpec, layers: Iterable[int] | None = No
 def in_four_bits(spec: DecoderSpec | GeneralSpec) -> InFourBits:
     """What `should_be` comes to."""
     shapes = should_be(spec)
-    experts = spec.expert_layers * spec.experts.count * 3 if isinstance(spec, DecoderSpec) and spec.experts else 0
+    experts = 0
+    if isinstance(spec, DecoderSpec) and spec.experts is not None:
+        experts = spec.expert_layers * spec.experts.count * len(spec.expert_shapes)
     sizes = [prod(shape) for shape in shapes.values()]
     return InFourBits(len(shapes) - experts, experts, sum(sizes), sum(map(nf4.size_bytes, sizes)))
 
