@@ -35,13 +35,15 @@ LEVERS: dict[str, dict[str, Any]] = {
     "all dense": {"dense_layers": ALL, "recompute_layers": 2},
     "head as stored": {"head": "stored"},
     "embedding in its file": {"embedding": "file"},
+    "base outside": {"base": "host"},
+    "inputs outside": {"checkpoints": "host", "recompute_layers": 2},
     "one logit row": {"loss_chunk": 1},
     "a pack a sample": {"pack_tokens": 1},
     "some packs": {"pack_tokens": 100, "recompute_layers": 1},
     "another matrix library": {"matmul": "openblas"},
     "two threads": {"threads": 2},
 }
-SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "head", "embedding"}
+SAME_BITS = {"recompute_layers", "recompute_elementwise", "dense_layers", "head", "embedding", "base", "checkpoints"}
 SOME = ("gemma2", "phi", "qwen3_moe some layers", "baichuan 13b", "olmo2", "granite", "smollm3", "gemma3")
 FAMILIES = [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in CASES]
 
@@ -81,7 +83,9 @@ def gradients(
     given = {"recompute_layers": 0, "recompute_elementwise": 0, "dense_layers": 0, "head": "dense"} | levers
     torch.set_num_threads(given.get("threads", 1))
     blas.set_threads(given.get("threads", 1))
-    decoder = load_decoder(folder, head=given["head"], embedding=given.get("embedding", "memory"))
+    decoder = load_decoder(
+        folder, head=given["head"], embedding=given.get("embedding", "memory"), base=given.get("base", "device")
+    )
     decoder.keep_dense(given["dense_layers"])
     adapter = adapter_of(decoder, decoder.spec.adaptable, dropout)
     packs = pack(samples(), given.get("pack_tokens", 1000), share)
@@ -103,6 +107,7 @@ def work_for(decoder: Decoder, packs: list[Pack], adapter: Any, given: dict[str,
         rank=adapter.rank,
         dropout=adapter.dropout > 0,
         dense_head=given["head"] == "dense",
+        host_inputs=given.get("checkpoints") == "host",
     )
 
 
