@@ -163,7 +163,7 @@ def _their_config(folder: Path, tensors: ModelTensors) -> Any:
             found="it is not installed",
             do="pip install transformers",
         ) from None
-    logging.disable_progress_bar()  # one a layer, between our lines
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # one a layer, between our lines
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return getattr(config, "text_config", None) or config
 
