@@ -161,6 +161,7 @@ def _their_config(folder: Path, tensors: ModelTensors) -> Any:
         )
     try:
         from transformers import AutoConfig
+        from transformers.utils import logging
     except ImportError:
         raise UsageError(
             "strop models --check needs transformers, which Strop itself does not",
@@ -168,6 +169,7 @@ def _their_config(folder: Path, tensors: ModelTensors) -> Any:
             found="it is not installed",
             do="pip install transformers",
         ) from None
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call] # one a layer, between our lines
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return getattr(config, "text_config", None) or config
 
