@@ -71,10 +71,17 @@ def leave_if_importing(frame: FrameType | None, do: str = _AGAIN) -> None:
         frame: where the signal found it.
         do: what the user can do then.
     """
-    while _State.installed and frame is not None:
+    if _State.installed and importing(frame):
+        _leave(do)
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Whether a frame is in the middle of an import."""
+    while frame is not None:
         if frame.f_code.co_filename == _IMPORT:
-            _leave(do)
+            return True
         frame = frame.f_back
+    return False
 
 
 def _handle(_number: int, frame: FrameType | None) -> None:

@@ -41,6 +41,16 @@ def test_what_is_held_is_finished_and_what_is_inside_it_may_end():
         assert stop.reason == "SIGINT"
 
 
+def test_a_signal_inside_an_import_is_noted_and_ends_what_comes_after():
+    # Raised there it may reach a callback of the import's locks, which prints a traceback and loses it.
+    inside = compile("ask()", "<frozen importlib._bootstrap>", "exec")
+    with StopRequest() as stop:
+        exec(inside, {"ask": lambda: signal.raise_signal(signal.SIGINT)})
+        assert stop.reason == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+
+
 def test_handlers_and_pipe_are_put_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
     handles = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208

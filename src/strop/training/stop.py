@@ -101,7 +101,9 @@ class StopRequest:
         self.reason = signal.Signals(number).name
         if not self._held:
             interrupts.leave_if_importing(frame, "run it again; strop resume goes on with a run that had begun")
-            raise KeyboardInterrupt
+            # A callback of an import's locks would swallow it, with a traceback; `check` ends what comes after.
+            if not interrupts.importing(frame):
+                raise KeyboardInterrupt
 
     def _count(self) -> None:
         """Reads the numbers of signals as they come, whatever the main thread is at."""
