@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ except ImportError:  # run by hand, where hatchling need not be installed
 
 SOURCES = Path(__file__).parent / "src" / "strop" / "kernels" / "native"
 PER_ISA = ("attention_product.c", "attention_rows.c", "vector.c", "nf4.c")
+# Those that are compiled once more for each dtype of what they read and write.
+PER_DTYPE = ("vector.c",)
+DTYPES = ("float32", "bfloat16")
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
 
@@ -125,17 +129,22 @@ def _compile(compiler: list[str], folder: Path) -> Path:
     common = [*compiler, *FLAGS, *_platform_flags()]
     jobs = []
     for source in sorted(SOURCES.glob("*.c")):
-        for isa, flags in isas.items() if source.name in PER_ISA else [("", ())]:
-            target = folder / f"{source.stem}{isa}.o"
-            named = [f"-DISA={isa}", f"-DISA_{isa.upper()}=1"] if isa else []
-            fused = ["-ffp-contract=fast"] if source.name in FUSED else []
-            jobs.append([*common, *flags, *fused, *named, "-c", str(source), "-o", str(target)])
+        versions = product(isas if source.name in PER_ISA else [""], DTYPES if source.name in PER_DTYPE else [""])
+        for isa, dtype in versions:
+            target = folder / f"{source.stem}{isa}{dtype}.o"
+            flags = [*isas.get(isa, ()), *(["-ffp-contract=fast"] if source.name in FUSED else [])]
+            jobs.append([*common, *flags, *_named(ISA=isa, NUMBER=dtype), "-c", str(source), "-o", str(target)])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(_run, jobs):
             pass
     library = folder / library_path().name
     _run([*common, "-shared", *(job[-1] for job in jobs), "-o", str(library), *([] if os.name == "nt" else ["-lm"])])
     return library
+
+
+def _named(**names: str) -> list[str]:
+    """ISA=avx2 as -DISA=avx2 -DISA_AVX2=1: the name of what is compiled, and what the source asks for."""
+    return [flag for key, value in names.items() if value for flag in (f"-D{key}={value}", f"-D{key}_{value.upper()}=1")]
 
 
 def _run(command: list[str]) -> None:

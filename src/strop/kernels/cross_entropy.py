@@ -94,8 +94,8 @@ def softmax_gradient_(
         −log p(target) of each token: float64 [N].
     """
     plain = scale == 1.0 and softcap is None
-    if plain and _uses_native(logits_NV, targets_N):
-        return _native_losses("softmax_gradient", logits_NV, targets_N)
+    if plain and (name := _native_name("softmax_gradient", logits_NV, targets_N)):
+        return _native_losses(name, logits_NV, targets_N)
     if _uses_triton(logits_NV, targets_N):
         return _triton_losses(logits_NV, targets_N, scale, softcap, gradient=True)
     finished_NV = logits_NV.float() if plain else finish(logits_NV.float(), scale, softcap)
@@ -111,8 +111,8 @@ def softmax_gradient_(
 def token_losses(logits_NV: Tensor, targets_N: Tensor, *, scale: float = 1.0, softcap: float | None = None) -> Tensor:
     """−log p(target) of each of N tokens: float64 [N]; the logits [N, V] stay as they are."""
     plain = scale == 1.0 and softcap is None
-    if plain and _uses_native(logits_NV, targets_N):
-        return _native_losses("softmax_loss", logits_NV, targets_N)
+    if plain and (name := _native_name("softmax_loss", logits_NV, targets_N)):
+        return _native_losses(name, logits_NV, targets_N)
     if _uses_triton(logits_NV, targets_N):
         return _triton_losses(logits_NV, targets_N, scale, softcap, gradient=False)
     return _losses(logits_NV if plain else finish(logits_NV.float(), scale, softcap), targets_N)[0].double()
@@ -130,8 +130,8 @@ def _losses(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
     return (total_N1 - logits_NV.gather(1, targets_N[:, None]))[:, 0], total_N1
 
 
-def _uses_native(logits_NV: Tensor, targets_N: Tensor) -> bool:
-    return select.uses_native(logits_NV) and select.uses_native(targets_N, dtype=torch.int64)
+def _native_name(operation: str, logits_NV: Tensor, targets_N: Tensor) -> str:
+    return select.native_name(operation, logits_NV) if select.uses_native(targets_N, dtype=torch.int64) else ""
 
 
 def _uses_triton(logits_NV: Tensor, targets_N: Tensor) -> bool:

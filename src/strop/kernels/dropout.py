@@ -52,8 +52,8 @@ def dropout(x_TI: Tensor, key_T: Tensor, salt: int, probability: float) -> Tenso
 
 def dropout_into(x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out_TI: Tensor) -> Tensor:
     """`dropout` of x [T, I] into ``out_TI``, which is returned. Rows may lie apart."""
-    if _uses_native(x_TI, key_T, probability, out_TI):
-        _call_native("drop", x_TI, key_T, salt, probability, out_TI)
+    if name := _native_name("drop", x_TI, key_T, probability, out_TI):
+        _call_native(name, x_TI, key_T, salt, probability, out_TI)
         return out_TI
     if _uses_triton(x_TI, key_T, probability, out_TI):
         _call_triton(x_TI, key_T, salt, probability, out_TI, add=False)
@@ -63,16 +63,17 @@ def dropout_into(x_TI: Tensor, key_T: Tensor, salt: int, probability: float, out
 
 def add_dropped(grad_TI: Tensor, key_T: Tensor, salt: int, probability: float, into_TI: Tensor) -> None:
     """Adds the gradient of dropout's input to ``into_TI`` [T, I], given that of its output. Rows may lie apart."""
-    if _uses_native(grad_TI, key_T, probability, into_TI):
-        _call_native("add_dropped", grad_TI, key_T, salt, probability, into_TI)
+    if name := _native_name("add_dropped", grad_TI, key_T, probability, into_TI):
+        _call_native(name, grad_TI, key_T, salt, probability, into_TI)
     elif _uses_triton(grad_TI, key_T, probability, into_TI):
         _call_triton(grad_TI, key_T, salt, probability, into_TI, add=True)
     else:
         into_TI.add_(dropout(grad_TI, key_T, salt, probability))
 
 
-def _uses_native(x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> bool:
-    return _fits(probability) and select.uses_native(x_TI, out_TI) and select.uses_native(key_T, dtype=torch.int64)
+def _native_name(operation: str, x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> str:
+    fits = _fits(probability) and select.uses_native(key_T, dtype=torch.int64)
+    return select.native_name(operation, x_TI, out_TI) if fits else ""
 
 
 def _uses_triton(x_TI: Tensor, key_T: Tensor, probability: float, out_TI: Tensor) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 from strop.errors import UsageError
 
-ABI = 2
+ABI = 3
 PATH = Path(__file__).parent / "native" / f"_native{ {'win32': '.dll', 'darwin': '.dylib'}.get(sys.platform, '.so') }"
 
 _TYPES = {

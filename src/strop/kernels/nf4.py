@@ -36,8 +36,6 @@ _CPU_SLICE = 1 << 17
 _CPU_QUANTIZE_SLICE = 1 << 20
 # The same on other devices: about 16 bytes a weight, 64 MiB.
 QUANTIZE_SLICE = 1 << 22
-# Weights that are dequantised to float32 on the way to 16 bits at one time.
-_CPU_NARROW_SLICE = 1 << 18
 
 NF4_CODE = (
     -1.0,
@@ -216,14 +214,7 @@ def dequantize_rows(tensor: NF4Tensor, first_row: int, rows: int, out: Tensor) -
 def _dequantize_weights(tensor: NF4Tensor, first_block: int, count: int, out: Tensor) -> None:
     """``count`` weights from a block on, into a flat tensor."""
     if out.dtype in KINDS and select.uses_native(tensor.packed, dtype=torch.uint8) and out.is_cpu:
-        # 16-bit results go through slices in float32.
-        step = count if out.dtype is torch.float32 else _CPU_NARROW_SLICE
-        for start in range(0, count, max(step, 1)):
-            part = out[start : start + step]
-            values = part if part.dtype is torch.float32 else torch.empty(part.shape, dtype=torch.float32)
-            _dequantize_native(tensor, first_block + start // BLOCK, values)
-            if values is not part:
-                part.copy_(values)
+        _dequantize_native(tensor, first_block, out)
         return
     if select.uses_triton(out, tensor.nested_absmax, tensor.offset):
         _dequantize_triton(tensor, first_block, out)
@@ -242,9 +233,10 @@ def _dequantize_weights(tensor: NF4Tensor, first_block: int, count: int, out: Te
 
 def _dequantize_native(tensor: NF4Tensor, first_block: int, out: Tensor) -> None:
     device = tensor.packed.device
-    library.function("nf4_dequantize", "pppfppllp")(
+    library.function("nf4_dequantize", "pppfppllpi")(
         *(tensor.packed.data_ptr(), tensor.absmax8.data_ptr(), tensor.nested_absmax.data_ptr(), tensor.offset.item()),
-        *(_nf4_code(device).data_ptr(), _dynamic8_code(device).data_ptr(), first_block, out.numel(), out.data_ptr()),
+        *(_nf4_code(device).data_ptr(), _dynamic8_code(device).data_ptr(), first_block, out.numel()),
+        *(out.data_ptr(), KINDS[out.dtype]),
     )
 
 

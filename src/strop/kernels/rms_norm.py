@@ -63,8 +63,9 @@ def pieces(x_TI: Tensor, weight_D: Tensor) -> list[slice]:
 
 def _normalize(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> None:
     rows, columns = x_TD.shape
-    if select.uses_native(x_TD, weight_D, out_TD):
-        library.function("normalize", "plpfplll")(
+    name = select.native_name("normalize", x_TD, out_TD)
+    if name and select.uses_native(weight_D):
+        library.function(name, "plpfplll")(
             *(x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
             *(out_TD.data_ptr(), out_TD.stride(0), rows, columns),
         )
@@ -85,8 +86,9 @@ def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: flo
 
 def _normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
     rows, columns = x_TD.shape
-    if select.uses_native(grad_TD, x_TD, weight_D, into_TD):
-        library.function("normalize_backward", "plplpfplll")(
+    name = select.native_name("normalize_backward", grad_TD, x_TD, into_TD)
+    if name and select.uses_native(weight_D):
+        library.function(name, "plplpfplll")(
             *(grad_TD.data_ptr(), grad_TD.stride(0), x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
             *(into_TD.data_ptr(), into_TD.stride(0), rows, columns),
         )

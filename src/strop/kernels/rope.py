@@ -63,8 +63,9 @@ def rotate_(
 
         kernels.rotate_(heads_THE, cos_TE, sin_TE, inverse=inverse, interleaved=interleaved)
         return
-    if together and select.uses_native(heads_THE, cos_TE, sin_TE):
-        library.function("rotate", "pllpplllii")(
+    name = select.native_name("rotate", heads_THE)
+    if together and name and select.uses_native(cos_TE, sin_TE):
+        library.function(name, "pllpplllii")(
             *(heads_THE.data_ptr(), heads_THE.stride(0), heads_THE.stride(1), cos_TE.data_ptr(), sin_TE.data_ptr()),
             *(rows, heads, cos_TE.shape[1], interleaved, inverse),
         )

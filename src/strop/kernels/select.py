@@ -1,7 +1,7 @@
 """Which implementation an operation uses: the native library, a Triton kernel, or torch everywhere else.
 
-The choice is made anew at every call, from the tensors alone: float32 on a CPU goes to the library, if there is one;
-what lies on one CUDA device goes to Triton, if its kernels run there.
+The choice is made anew at every call, from the tensors alone: float32 and bfloat16 on a CPU go to the library, if there
+is one; what lies on one CUDA device goes to Triton, if its kernels run there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from strop.kernels.triton import found
 
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
 
+# What the library's operations on rows are compiled for, by the name in theirs.
+_NUMBERS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
 # What Triton's kernels read and write.
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +35,21 @@ def uses_native(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     if _forced.get() in ("torch", "triton") or library.native() is None:
         return False
     return all(tensor.dtype is dtype and tensor.is_cpu and _rows_are_whole(tensor) for tensor in tensors)
+
+
+def native_name(operation: str, *tensors: Tensor) -> str:
+    """The library's function for an operation on rows of these: ``gate_bfloat16``.
+
+    Args:
+        operation: its name without a dtype.
+        tensors: what it reads and writes in that dtype.
+
+    Returns:
+        Empty where the library does not compute on them; see `uses_native`.
+    """
+    dtype = tensors[0].dtype
+    number = _NUMBERS.get(dtype)
+    return f"{operation}_{number}" if number and uses_native(*tensors, dtype=dtype) else ""
 
 
 def uses_triton(*tensors: Tensor) -> bool:

@@ -46,8 +46,8 @@ class _SwiGLU(torch.autograd.Function):
 def gate(gate_up_T2F: Tensor, out_TF: Tensor) -> Tensor:
     """silu(gate) · up for gate_up [T, 2F] into ``out_TF`` [T, F], which is returned. Rows may lie apart."""
     rows, columns = out_TF.shape
-    if select.uses_native(gate_up_T2F, out_TF):
-        library.function("gate", "plplll")(
+    if name := select.native_name("gate", gate_up_T2F, out_TF):
+        library.function(name, "plplll")(
             gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), out_TF.data_ptr(), out_TF.stride(0), rows, columns
         )
         return out_TF
@@ -63,8 +63,8 @@ def gate(gate_up_T2F: Tensor, out_TF: Tensor) -> Tensor:
 def gate_backward_(grad_TF: Tensor, gate_up_T2F: Tensor) -> None:
     """Overwrites gate_up [T, 2F] with its gradient, given that of the unit's output [T, F]. Rows may lie apart."""
     rows, columns = grad_TF.shape
-    if select.uses_native(grad_TF, gate_up_T2F):
-        library.function("gate_backward", "plplll")(
+    if name := select.native_name("gate_backward", grad_TF, gate_up_T2F):
+        library.function(name, "plplll")(
             grad_TF.data_ptr(), grad_TF.stride(0), gate_up_T2F.data_ptr(), gate_up_T2F.stride(0), rows, columns
         )
     elif select.uses_triton(grad_TF, gate_up_T2F):

@@ -1,4 +1,7 @@
-"""16-bit numbers to float32, exactly: how a head that is kept in 16 bits is read block by block."""
+"""16-bit numbers to the dtype that is computed in: how a head that is kept in 16 bits is read block by block.
+
+To float32 that is exact. To bfloat16, what float16 has of more digits is rounded.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from strop.kernels import library, select
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def widen(x_half: Tensor, out_float: Tensor) -> Tensor:
-    """Writes bfloat16 or float16 numbers into a float32 tensor of the same shape, and returns that."""
+def widen(x_half: Tensor, out: Tensor) -> Tensor:
+    """Writes bfloat16 or float16 numbers into a tensor of the same shape and another dtype, and returns that."""
     kind = KINDS.get(x_half.dtype, 0)
-    contiguous = x_half.is_contiguous() and out_float.is_contiguous() and x_half.shape == out_float.shape
-    if kind and contiguous and x_half.is_cpu and select.uses_native(out_float):
-        library.function("widen", "pipl")(x_half.data_ptr(), kind, out_float.data_ptr(), x_half.numel())
-        return out_float
-    return out_float.copy_(x_half)
+    contiguous = x_half.is_contiguous() and out.is_contiguous() and x_half.shape == out.shape
+    if kind and contiguous and x_half.is_cpu and (name := select.native_name("widen", out)):
+        library.function(name, "pipl")(x_half.data_ptr(), kind, out.data_ptr(), x_half.numel())
+        return out
+    return out.copy_(x_half)

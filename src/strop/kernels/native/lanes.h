@@ -98,12 +98,29 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_float(-x)); }
 
 static inline float from_bfloat16(uint16_t number) { return float_of((uint32_t)number << 16); }
 
+/* To the nearest, of two that are as near to the even one; NaN stays NaN. */
+static inline uint16_t to_bfloat16(float x) {
+    const uint32_t bits = bits_of(x), rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    return (uint16_t)((x == x ? rounded : bits | 0x00400000u) >> 16);
+}
+
 /* Exact, denormals, infinities and NaN included, without branches (M. Dukhan, FP16, fp16_ieee_to_fp32_value). */
 static inline float from_float16(uint16_t number) {
     const uint32_t word = (uint32_t)number << 16, twice = word + word;
     const float normal = float_of((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
     const float denormal = float_of((twice >> 17) | (126u << 23)) - 0.5f;
     return float_of((word & 0x80000000u) | (twice < (1u << 27) ? bits_of(denormal) : bits_of(normal)));
+}
+
+/* To the nearest, of two that are as near to the even one, denormals included (Dukhan, fp16_ieee_from_fp32_value). */
+static inline uint16_t to_float16(float x) {
+    const uint32_t bits = bits_of(x), twice = bits + bits;
+    const uint32_t exponent = (twice & 0xFF000000u) < 0x71000000u ? 0x71000000u : twice & 0xFF000000u;
+    /* Too large a number becomes infinite; what is added next pushes the bits out that have no place. */
+    const float scaled = fabsf(x) * 0x1.0p+112f * 0x1.0p-110f;
+    const uint32_t sum = bits_of(float_of((exponent >> 1) + 0x07800000u) + scaled);
+    const uint32_t magnitude = ((sum >> 13) & 0x7C00u) + (sum & 0x0FFFu);
+    return (uint16_t)((bits >> 16 & 0x8000u) | (twice > 0xFF000000u ? 0x7E00u : magnitude));
 }
 
 /* Rows a task: about 16,384 elements, 64 KiB, so that a task costs more than handing it out. */

@@ -142,28 +142,41 @@ void ISA_NAME(nf4_quantize_absmax)(const float *values, int64_t count, const uin
 
 /* --- codes to weights -------------------------------------------------------------------------------------------- */
 
+/* A block's 64 weights are looked up in its own table: the 16 codes times absmax, in the dtype that is asked for. What
+ * float32 reads as numbers, 16 bits read as a number's bytes: unpack_halves serves bfloat16 and float16. */
+
 #if defined(ISA_AVX512)
 
 /* 16 weights: the four bytes of lanes 0 to 7 and of lanes 8 to 15, each lane shifted to its own four bits; the look-up
  * reads no more than those. */
-static inline void unpack_block(const uint8_t *packed, const float *code, float absmax, float *out) {
-    const __m512 table = _mm512_mul_ps(_mm512_loadu_ps(code), _mm512_set1_ps(absmax));
+static inline void unpack_floats(const uint8_t *packed, const float *table, float *out) {
+    const __m512 codes = _mm512_loadu_ps(table);
     const __m512i shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
     for (int i = 0; i < BLOCK; i += 16) {
         int32_t low, high;
         memcpy(&low, packed + i / 2, 4);
         memcpy(&high, packed + i / 2 + 4, 4);
         const __m512i bytes = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xFF00, high);
-        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shifts), table));
+        _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(_mm512_srlv_epi32(bytes, shifts), codes));
+    }
+}
+
+/* 32 weights: a byte in each 32 bits, its high four in the lower half and the byte in the upper. The look-up reads five
+ * bits of a half: with the table twice in the register, the fifth does not matter. */
+static inline void unpack_halves(const uint8_t *packed, const uint16_t *table, uint16_t *out) {
+    const __m512i codes = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)table));
+    for (int i = 0; i < BLOCK; i += 32) {
+        const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(packed + i / 2)));
+        const __m512i places = _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16));
+        _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(places, codes));
     }
 }
 
 #elif defined(ISA_AVX2)
 
 /* Eight weights: as above, with a table of two halves; the fourth bit of a code, moved to the sign, chooses. */
-static inline void unpack_block(const uint8_t *packed, const float *code, float absmax, float *out) {
-    const __m256 low_table = _mm256_mul_ps(_mm256_loadu_ps(code), _mm256_set1_ps(absmax));
-    const __m256 high_table = _mm256_mul_ps(_mm256_loadu_ps(code + 8), _mm256_set1_ps(absmax));
+static inline void unpack_floats(const uint8_t *packed, const float *table, float *out) {
+    const __m256 low_table = _mm256_loadu_ps(table), high_table = _mm256_loadu_ps(table + 8);
     const __m256i shifts = _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24);
     for (int i = 0; i < BLOCK; i += 8) {
         int32_t bytes;
@@ -176,31 +189,68 @@ static inline void unpack_block(const uint8_t *packed, const float *code, float 
     }
 }
 
+/* 32 weights: their codes in a byte each, looked up twice, in the table's low and in its high bytes. */
+static inline void unpack_halves(const uint8_t *packed, const uint16_t *table, uint16_t *out) {
+    uint8_t low[16], high[16];
+    for (int i = 0; i < 16; i++) low[i] = (uint8_t)table[i], high[i] = (uint8_t)(table[i] >> 8);
+    const __m256i low_table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)low));
+    const __m256i high_table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)high));
+    for (int i = 0; i < BLOCK; i += 32) {
+        const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(packed + i / 2)));
+        const __m256i seconds = _mm256_and_si256(_mm256_slli_epi16(bytes, 8), _mm256_set1_epi16(0x0F00));
+        const __m256i codes = _mm256_or_si256(_mm256_srli_epi16(bytes, 4), seconds);
+        const __m256i lows = _mm256_shuffle_epi8(low_table, codes), highs = _mm256_shuffle_epi8(high_table, codes);
+        /* Weights 0 to 7 and 16 to 23; 8 to 15 and 24 to 31. */
+        const __m256i even = _mm256_unpacklo_epi8(lows, highs), odd = _mm256_unpackhi_epi8(lows, highs);
+        _mm256_storeu_si256((__m256i *)(out + i), _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256((__m256i *)(out + i + 16), _mm256_permute2x128_si256(even, odd, 0x31));
+    }
+}
+
 #elif defined(ISA_NEON)
 
+/* The codes of 16 weights, a byte each. */
+static inline uint8x16_t codes_of(const uint8_t *packed) {
+    const uint8x8_t bytes = vld1_u8(packed);
+    const uint8x8x2_t pairs = vzip_u8(vshr_n_u8(bytes, 4), vand_u8(bytes, vdup_n_u8(15)));
+    return vcombine_u8(pairs.val[0], pairs.val[1]);
+}
+
 /* 16 weights: the table as four planes, byte k of every float in plane k; four look-ups, stored side by side again. */
-static inline void unpack_block(const uint8_t *packed, const float *code, float absmax, float *out) {
-    float scaled[16];
-    for (int i = 0; i < 16; i++) scaled[i] = code[i] * absmax;
-    const uint8x16x4_t planes = vld4q_u8((const uint8_t *)scaled);
+static inline void unpack_floats(const uint8_t *packed, const float *table, float *out) {
+    const uint8x16x4_t planes = vld4q_u8((const uint8_t *)table);
     for (int i = 0; i < BLOCK; i += 16) {
-        const uint8x8_t bytes = vld1_u8(packed + i / 2);
-        const uint8x8x2_t pairs = vzip_u8(vshr_n_u8(bytes, 4), vand_u8(bytes, vdup_n_u8(15)));
-        const uint8x16_t codes = vcombine_u8(pairs.val[0], pairs.val[1]);
+        const uint8x16_t codes = codes_of(packed + i / 2);
         uint8x16x4_t weights;
         for (int plane = 0; plane < 4; plane++) weights.val[plane] = vqtbl1q_u8(planes.val[plane], codes);
         vst4q_u8((uint8_t *)(out + i), weights);
     }
 }
 
+/* The same with two planes. */
+static inline void unpack_halves(const uint8_t *packed, const uint16_t *table, uint16_t *out) {
+    const uint8x16x2_t planes = vld2q_u8((const uint8_t *)table);
+    for (int i = 0; i < BLOCK; i += 16) {
+        const uint8x16_t codes = codes_of(packed + i / 2);
+        uint8x16x2_t weights;
+        for (int plane = 0; plane < 2; plane++) weights.val[plane] = vqtbl1q_u8(planes.val[plane], codes);
+        vst2q_u8((uint8_t *)(out + i), weights);
+    }
+}
+
 #else
 
-static inline void unpack_block(const uint8_t *packed, const float *code, float absmax, float *out) {
-    float scaled[16];
-    for (int i = 0; i < 16; i++) scaled[i] = code[i] * absmax;
+static inline void unpack_floats(const uint8_t *packed, const float *table, float *out) {
     for (int i = 0; i < BLOCK / 2; i++) {
-        out[2 * i] = scaled[packed[i] >> 4];
-        out[2 * i + 1] = scaled[packed[i] & 15];
+        out[2 * i] = table[packed[i] >> 4];
+        out[2 * i + 1] = table[packed[i] & 15];
+    }
+}
+
+static inline void unpack_halves(const uint8_t *packed, const uint16_t *table, uint16_t *out) {
+    for (int i = 0; i < BLOCK / 2; i++) {
+        out[2 * i] = table[packed[i] >> 4];
+        out[2 * i + 1] = table[packed[i] & 15];
     }
 }
 
@@ -211,32 +261,50 @@ typedef struct {
     const float *nested_absmax, *nf4_code, *dynamic_code;
     float offset;
     int64_t first_block, count;
-    float *out;
+    void *out;
+    int kind;
 } dequantize_call;
+
+/* The 64 weights of a block. */
+static inline void unpack_block(const dequantize_call *c, const uint8_t *packed, float absmax, void *out) {
+    float table[16];
+    uint16_t halves[16];
+    for (int i = 0; i < 16; i++) table[i] = c->nf4_code[i] * absmax;
+    if (c->kind == KIND_FLOAT32) {
+        unpack_floats(packed, table, out);
+        return;
+    }
+    if (c->kind == KIND_BFLOAT16)
+        for (int i = 0; i < 16; i++) halves[i] = to_bfloat16(table[i]);
+    else
+        for (int i = 0; i < 16; i++) halves[i] = to_float16(table[i]);
+    unpack_halves(packed, halves, out);
+}
 
 static void dequantize_task(void *context, int task, int worker) {
     const dequantize_call *c = context;
-    const int64_t blocks = (c->count + BLOCK - 1) / BLOCK;
+    const int64_t blocks = (c->count + BLOCK - 1) / BLOCK, size = c->kind == KIND_FLOAT32 ? 4 : 2;
     (void)worker;
     for (int64_t i = (int64_t)task * TASK_BLOCKS, end = smaller(i + TASK_BLOCKS, blocks); i < end; i++) {
         const int64_t block = c->first_block + i, count = smaller(BLOCK, c->count - i * BLOCK);
         const float absmax = c->dynamic_code[c->absmax8[block]] * c->nested_absmax[block / NESTED_BLOCK] + c->offset;
         const uint8_t *packed = c->packed + block * (BLOCK / 2);
+        char *out = (char *)c->out + i * BLOCK * size;
         if (count == BLOCK) {
-            unpack_block(packed, c->nf4_code, absmax, c->out + i * BLOCK);
+            unpack_block(c, packed, absmax, out);
         } else {
             uint8_t bytes[BLOCK / 2] = {0};
             float weights[BLOCK];
             memcpy(bytes, packed, (size_t)(count + 1) / 2);
-            unpack_block(bytes, c->nf4_code, absmax, weights);
-            memcpy(c->out + i * BLOCK, weights, (size_t)count * sizeof *weights);
+            unpack_block(c, bytes, absmax, weights);
+            memcpy(out, weights, (size_t)(count * size));
         }
     }
 }
 
 void ISA_NAME(nf4_dequantize)(const uint8_t *packed, const uint8_t *absmax8, const float *nested_absmax, float offset,
                               const float *nf4_code, const float *dynamic_code, int64_t first_block, int64_t count,
-                              float *out) {
-    dequantize_call c = {packed, absmax8, nested_absmax, nf4_code, dynamic_code, offset, first_block, count, out};
+                              void *out, int kind) {
+    dequantize_call c = {packed, absmax8, nested_absmax, nf4_code, dynamic_code, offset, first_block, count, out, kind};
     strop_parallel((int)tasks_of((count + BLOCK - 1) / BLOCK), dequantize_task, &c);
 }

@@ -16,7 +16,7 @@
 #endif
 
 /* Raised whenever an exported function changes: library.py refuses a library that says another number. */
-#define STROP_ABI 2
+#define STROP_ABI 3
 
 /* Files that are compiled once for every instruction set (hatch_build.py names them) get -DISA=avx512 and so on;
  * ISA_NAME(rows) is then rows_avx512. */

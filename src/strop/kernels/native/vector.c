@@ -1,14 +1,15 @@
 /* The operations on rows: norm, rotary embedding, gated unit, softmax with its loss, dropout, 16-bit numbers.
  *
- * Compiled once for every instruction set. Rows are independent, so threads change nothing of the result.
+ * Compiled once for every instruction set and dtype (number.h). Rows are independent, so threads change nothing of the
+ * result.
  */
-#include "lanes.h"
-#include "operations.h"
+#include "number.h"
 
 /* The arguments of a call, for its tasks; what an operation has none of stays empty. */
 typedef struct {
-    const float *in, *x, *weight;
-    float *out;
+    const number *in, *x;
+    const float *weight;
+    number *out;
     int64_t in_stride, x_stride, out_stride, rows, columns;
     float eps, scale;
     const int64_t *numbers;
@@ -33,11 +34,11 @@ static void run_rows(strop_task task, call *c, int64_t elements_a_row) {
 
 /* --- root mean square norm --------------------------------------------------------------------------------------- */
 
-static inline float reciprocal_rms(const float *x, int64_t columns, float eps) {
+static inline float reciprocal_rms(const number *x, int64_t columns, float eps) {
     lanes squares = {0};
     int64_t i = 0;
-    for (; i + LANES <= columns; i += LANES) squares = add(squares, multiply(load_lanes(x + i), load_lanes(x + i)));
-    const lanes last = load_some(x + i, columns - i);
+    for (; i + LANES <= columns; i += LANES) squares = add(squares, multiply(get_lanes(x + i), get_lanes(x + i)));
+    const lanes last = get_some(x + i, columns - i);
     return 1.0f / sqrtf(fold(add(squares, multiply(last, last))) / (float)columns + eps);
 }
 
@@ -45,15 +46,16 @@ static void normalize_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        const float *restrict x = c->x + row * c->x_stride, *restrict weight = c->weight;
-        float *restrict out = c->out + row * c->out_stride;
+        const number *restrict x = c->x + row * c->x_stride;
+        const float *restrict weight = c->weight;
+        number *restrict out = c->out + row * c->out_stride;
         const float r = reciprocal_rms(x, c->columns, c->eps);
-        for (int64_t i = 0; i < c->columns; i++) out[i] = x[i] * r * weight[i];
+        for (int64_t i = 0; i < c->columns; i++) out[i] = put(get(x[i]) * r * weight[i]);
     }
 }
 
-void ISA_NAME(normalize)(const float *x, int64_t x_stride, const float *weight, float eps, float *out,
-                         int64_t out_stride, int64_t rows, int64_t columns) {
+void NUMBER_NAME(normalize)(const number *x, int64_t x_stride, const float *weight, float eps, number *out,
+                            int64_t out_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .out = out, .out_stride = out_stride,
               .rows = rows, .columns = columns};
     run_rows(normalize_task, &c, columns);
@@ -63,27 +65,28 @@ static void normalize_backward_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        const float *restrict x = c->x + row * c->x_stride, *restrict weight = c->weight;
-        const float *restrict grad = c->in + row * c->in_stride;
-        float *restrict into = c->out + row * c->out_stride;
+        const number *restrict x = c->x + row * c->x_stride, *restrict grad = c->in + row * c->in_stride;
+        const float *restrict weight = c->weight;
+        number *restrict into = c->out + row * c->out_stride;
         const float r = reciprocal_rms(x, c->columns, c->eps);
         lanes products = {0};
         int64_t i = 0;
         for (; i + LANES <= c->columns; i += LANES) {
-            const lanes weighted = multiply(load_lanes(grad + i), load_lanes(weight + i));
-            products = add(products, multiply(weighted, load_lanes(x + i)));
+            const lanes weighted = multiply(get_lanes(grad + i), load_lanes(weight + i));
+            products = add(products, multiply(weighted, get_lanes(x + i)));
         }
         const int64_t rest = c->columns - i;
-        const lanes weighted = multiply(load_some(grad + i, rest), load_some(weight + i, rest));
-        products = add(products, multiply(weighted, load_some(x + i, rest)));
+        const lanes weighted = multiply(get_some(grad + i, rest), load_some(weight + i, rest));
+        products = add(products, multiply(weighted, get_some(x + i, rest)));
         const float slope = r * r * r * (fold(products) / (float)c->columns);
-        for (i = 0; i < c->columns; i++) into[i] += grad[i] * weight[i] * r - x[i] * slope;
+        for (i = 0; i < c->columns; i++)
+            into[i] = put(get(into[i]) + (get(grad[i]) * weight[i] * r - get(x[i]) * slope));
     }
 }
 
-void ISA_NAME(normalize_backward)(const float *grad, int64_t grad_stride, const float *x, int64_t x_stride,
-                                  const float *weight, float eps, float *into, int64_t into_stride, int64_t rows,
-                                  int64_t columns) {
+void NUMBER_NAME(normalize_backward)(const number *grad, int64_t grad_stride, const number *x, int64_t x_stride,
+                                     const float *weight, float eps, number *into, int64_t into_stride, int64_t rows,
+                                     int64_t columns) {
     call c = {.in = grad, .in_stride = grad_stride, .x = x, .x_stride = x_stride, .weight = weight, .eps = eps,
               .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
     run_rows(normalize_backward_task, &c, columns);
@@ -91,21 +94,21 @@ void ISA_NAME(normalize_backward)(const float *grad, int64_t grad_stride, const 
 
 /* --- rotary embedding -------------------------------------------------------------------------------------------- */
 
-static inline void rotate_halves(float *restrict first, float *restrict second, const float *restrict cosine,
+static inline void rotate_halves(number *restrict first, number *restrict second, const float *restrict cosine,
                                  const float *restrict sine, float sign, int64_t half) {
     for (int64_t i = 0; i < half; i++) {
-        const float a = first[i], b = second[i], s = sine[i] * sign;
-        first[i] = a * cosine[i] - b * s;
-        second[i] = b * cosine[i] + a * s;
+        const float a = get(first[i]), b = get(second[i]), s = sine[i] * sign;
+        first[i] = put(a * cosine[i] - b * s);
+        second[i] = put(b * cosine[i] + a * s);
     }
 }
 
-static inline void rotate_neighbours(float *restrict x, const float *restrict cosine, const float *restrict sine,
+static inline void rotate_neighbours(number *restrict x, const float *restrict cosine, const float *restrict sine,
                                      float sign, int64_t half) {
     for (int64_t i = 0; i < half; i++) {
-        const float a = x[2 * i], b = x[2 * i + 1], s = sine[i] * sign;
-        x[2 * i] = a * cosine[i] - b * s;
-        x[2 * i + 1] = b * cosine[i] + a * s;
+        const float a = get(x[2 * i]), b = get(x[2 * i + 1]), s = sine[i] * sign;
+        x[2 * i] = put(a * cosine[i] - b * s);
+        x[2 * i + 1] = put(b * cosine[i] + a * s);
     }
 }
 
@@ -117,7 +120,7 @@ static void rotate_task(void *context, int task, int worker) {
     EACH_ROW(c, 2 * half * c->heads) {
         const float *cosine = c->cosine + row * half, *sine = c->sine + row * half;
         for (int64_t head = 0; head < c->heads; head++) {
-            float *x = c->out + row * c->out_stride + head * c->head_stride;
+            number *x = c->out + row * c->out_stride + head * c->head_stride;
             if (c->interleaved)
                 rotate_neighbours(x, cosine, sine, sign, half);
             else
@@ -126,8 +129,8 @@ static void rotate_task(void *context, int task, int worker) {
     }
 }
 
-void ISA_NAME(rotate)(float *x, int64_t stride, int64_t head_stride, const float *cosine, const float *sine,
-                      int64_t rows, int64_t heads, int64_t half, int interleaved, int inverse) {
+void NUMBER_NAME(rotate)(number *x, int64_t stride, int64_t head_stride, const float *cosine, const float *sine,
+                         int64_t rows, int64_t heads, int64_t half, int interleaved, int inverse) {
     call c = {.out = x, .out_stride = stride, .head_stride = head_stride, .cosine = cosine, .sine = sine,
               .rows = rows, .heads = heads, .columns = half, .interleaved = interleaved, .inverse = inverse};
     run_rows(rotate_task, &c, 2 * half * heads);
@@ -139,14 +142,14 @@ static void gate_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        const float *restrict gate = c->in + row * c->in_stride, *restrict up = gate + c->columns;
-        float *restrict out = c->out + row * c->out_stride;
-        for (int64_t i = 0; i < c->columns; i++) out[i] = gate[i] * sigmoid(gate[i]) * up[i];
+        const number *restrict gate = c->in + row * c->in_stride, *restrict up = gate + c->columns;
+        number *restrict out = c->out + row * c->out_stride;
+        for (int64_t i = 0; i < c->columns; i++) out[i] = put(get(gate[i]) * sigmoid(get(gate[i])) * get(up[i]));
     }
 }
 
-void ISA_NAME(gate)(const float *gate_up, int64_t stride, float *out, int64_t out_stride, int64_t rows,
-                    int64_t columns) {
+void NUMBER_NAME(gate)(const number *gate_up, int64_t stride, number *out, int64_t out_stride, int64_t rows,
+                       int64_t columns) {
     call c = {.in = gate_up, .in_stride = stride, .out = out, .out_stride = out_stride, .rows = rows,
               .columns = columns};
     run_rows(gate_task, &c, columns);
@@ -156,19 +159,20 @@ static void gate_backward_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        const float *restrict grad = c->in + row * c->in_stride;
-        float *restrict gate = c->out + row * c->out_stride, *restrict up = gate + c->columns;
+        const number *restrict grad = c->in + row * c->in_stride;
+        number *restrict gate = c->out + row * c->out_stride, *restrict up = gate + c->columns;
         for (int64_t i = 0; i < c->columns; i++) {
-            const float sigma = sigmoid(gate[i]), silu = gate[i] * sigma;
+            const float g = get(gate[i]), u = get(up[i]), d = get(grad[i]);
+            const float sigma = sigmoid(g), silu = g * sigma;
             const float slope = sigma + silu * (1.0f - sigma);
-            gate[i] = slope * up[i] * grad[i];
-            up[i] = grad[i] * silu;
+            gate[i] = put(slope * u * d);
+            up[i] = put(d * silu);
         }
     }
 }
 
-void ISA_NAME(gate_backward)(const float *grad, int64_t grad_stride, float *gate_up, int64_t stride, int64_t rows,
-                             int64_t columns) {
+void NUMBER_NAME(gate_backward)(const number *grad, int64_t grad_stride, number *gate_up, int64_t stride, int64_t rows,
+                                int64_t columns) {
     call c = {.in = grad, .in_stride = grad_stride, .out = gate_up, .out_stride = stride, .rows = rows,
               .columns = columns};
     run_rows(gate_backward_task, &c, columns);
@@ -182,67 +186,72 @@ void ISA_NAME(gate_backward)(const float *grad, int64_t grad_stride, float *gate
 /* Several registers at a time: each waits for its own last comparison alone. */
 #define MAX_LANES (4 * LANES)
 
-static inline float largest(const float *x, int64_t columns) {
-    float part[MAX_LANES], result = x[0];
-    for (int lane = 0; lane < MAX_LANES; lane++) part[lane] = x[0];
+static inline float largest(const number *x, int64_t columns) {
+    float part[MAX_LANES], result = get(x[0]);
+    for (int lane = 0; lane < MAX_LANES; lane++) part[lane] = get(x[0]);
     int64_t i = 0;
     for (; i + MAX_LANES <= columns; i += MAX_LANES)
-        for (int lane = 0; lane < MAX_LANES; lane++) part[lane] = x[i + lane] > part[lane] ? x[i + lane] : part[lane];
-    for (; i < columns; i++) result = x[i] > result ? x[i] : result;
+        for (int lane = 0; lane < MAX_LANES; lane++) {
+            const float value = get(x[i + lane]);
+            part[lane] = value > part[lane] ? value : part[lane];
+        }
+    for (; i < columns; i++) result = get(x[i]) > result ? get(x[i]) : result;
     for (int lane = 0; lane < MAX_LANES; lane++) result = part[lane] > result ? part[lane] : result;
     return result;
 }
 
-/* e^(x - highest) of a row into `out`, which is the row itself or holds one block; their sum. */
-static inline float exponentials(const float *x, int64_t columns, float highest, float *out, int in_place) {
+/* The sum of e^(x - highest) over a row. */
+static inline float sum_of_exponentials(const number *x, int64_t columns, float highest) {
+    float block[EXP_BLOCK];
     lanes sums = {0};
     for (int64_t start = 0; start < columns; start += EXP_BLOCK) {
         const int64_t count = smaller(EXP_BLOCK, columns - start);
-        const float *from = x + start;
-        float *to = in_place ? out + start : out;
-        for (int64_t i = 0; i < count; i++) to[i] = exp_float(from[i] - highest);
+        for (int64_t i = 0; i < count; i++) block[i] = exp_float(get(x[start + i]) - highest);
         int64_t i = 0;
-        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(to + i));
-        sums = add(sums, load_some(to + i, count - i));
+        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(block + i));
+        sums = add(sums, load_some(block + i, count - i));
     }
     return fold(sums);
+}
+
+static inline double loss_of(float total, float highest, float wanted) {
+    return log((double)total) + ((double)highest - (double)wanted);
 }
 
 static void softmax_loss_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        const float *x = c->in + row * c->in_stride;
-        float block[EXP_BLOCK];
-        const float highest = largest(x, c->columns);
-        const float total = exponentials(x, c->columns, highest, block, 0);
-        c->losses[row] = log((double)total) + ((double)highest - (double)x[c->numbers[row]]);
+        const number *x = c->in + row * c->in_stride;
+        const float highest = largest(x, c->columns), total = sum_of_exponentials(x, c->columns, highest);
+        c->losses[row] = loss_of(total, highest, get(x[c->numbers[row]]));
     }
 }
 
-void ISA_NAME(softmax_loss)(const float *logits, int64_t stride, const int64_t *targets, double *losses, int64_t rows,
-                            int64_t columns) {
+void NUMBER_NAME(softmax_loss)(const number *logits, int64_t stride, const int64_t *targets, double *losses,
+                               int64_t rows, int64_t columns) {
     call c = {.in = logits, .in_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
               .columns = columns};
     run_rows(softmax_loss_task, &c, columns);
 }
 
+/* Exponentials are made twice: where they would be kept, in the row itself, there may be 16 bits for each. */
 static void softmax_gradient_task(void *context, int task, int worker) {
     const call *c = context;
     (void)worker;
     EACH_ROW(c, c->columns) {
-        float *x = c->out + row * c->out_stride;
+        number *x = c->out + row * c->out_stride;
         const int64_t target = c->numbers[row];
-        const float highest = largest(x, c->columns), wanted = x[target];
-        const float total = exponentials(x, c->columns, highest, x, 1), share = 1.0f / total;
-        for (int64_t i = 0; i < c->columns; i++) x[i] *= share;
-        x[target] -= 1.0f;
-        c->losses[row] = log((double)total) + ((double)highest - (double)wanted);
+        const float highest = largest(x, c->columns), wanted = get(x[target]);
+        const float total = sum_of_exponentials(x, c->columns, highest), share = 1.0f / total;
+        for (int64_t i = 0; i < c->columns; i++) x[i] = put(exp_float(get(x[i]) - highest) * share);
+        x[target] = put(exp_float(wanted - highest) * share - 1.0f);
+        c->losses[row] = loss_of(total, highest, wanted);
     }
 }
 
-void ISA_NAME(softmax_gradient)(float *logits, int64_t stride, const int64_t *targets, double *losses, int64_t rows,
-                                int64_t columns) {
+void NUMBER_NAME(softmax_gradient)(number *logits, int64_t stride, const int64_t *targets, double *losses, int64_t rows,
+                                   int64_t columns) {
     call c = {.out = logits, .out_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
               .columns = columns};
     run_rows(softmax_gradient_task, &c, columns);
@@ -268,13 +277,13 @@ static inline void drop_rows(const call *c, int task, int add) {
         const int64_t count = smaller(FEATURE_BLOCK, c->columns - start);
         for (int64_t i = 0; i < count; i++) features[i] = hash32((uint32_t)(start + i));
         EACH_ROW(c, c->columns) {
-            const float *restrict x = c->x + row * c->x_stride + start;
-            float *restrict out = c->out + row * c->out_stride + start;
+            const number *restrict x = c->x + row * c->x_stride + start;
+            number *restrict out = c->out + row * c->out_stride + start;
             const uint32_t key = hash32((uint32_t)c->numbers[row] ^ c->salt), threshold = c->threshold;
             const float scale = c->scale;
             for (int64_t i = 0; i < count; i++) {
-                const float kept = x[i] * (hash32(key ^ features[i]) >= threshold ? scale : 0.0f);
-                out[i] = add ? out[i] + kept : kept;
+                const float kept = get(x[i]) * (hash32(key ^ features[i]) >= threshold ? scale : 0.0f);
+                out[i] = put(add ? get(out[i]) + kept : kept);
             }
         }
     }
@@ -290,15 +299,15 @@ static void add_dropped_task(void *context, int task, int worker) {
     drop_rows(context, task, 1);
 }
 
-void ISA_NAME(drop)(const float *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
-                    float scale, float *out, int64_t out_stride, int64_t rows, int64_t columns) {
+void NUMBER_NAME(drop)(const number *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
+                       float scale, number *out, int64_t out_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
               .out = out, .out_stride = out_stride, .rows = rows, .columns = columns};
     run_rows(drop_task, &c, columns);
 }
 
-void ISA_NAME(add_dropped)(const float *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
-                           float scale, float *into, int64_t into_stride, int64_t rows, int64_t columns) {
+void NUMBER_NAME(add_dropped)(const number *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
+                              float scale, number *into, int64_t into_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
               .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
     run_rows(add_dropped_task, &c, columns);
@@ -312,15 +321,15 @@ static void widen_task(void *context, int task, int worker) {
     const call *c = context;
     const int64_t start = (int64_t)task * WIDEN_BLOCK, count = smaller(WIDEN_BLOCK, c->columns - start);
     const uint16_t *restrict numbers = (const uint16_t *)c->source + start;
-    float *restrict out = c->out + start;
+    number *restrict out = c->out + start;
     (void)worker;
     if (c->kind == KIND_BFLOAT16)
-        for (int64_t i = 0; i < count; i++) out[i] = from_bfloat16(numbers[i]);
+        for (int64_t i = 0; i < count; i++) out[i] = put(from_bfloat16(numbers[i]));
     else
-        for (int64_t i = 0; i < count; i++) out[i] = from_float16(numbers[i]);
+        for (int64_t i = 0; i < count; i++) out[i] = put(from_float16(numbers[i]));
 }
 
-void ISA_NAME(widen)(const void *numbers, int kind, float *out, int64_t count) {
+void NUMBER_NAME(widen)(const void *numbers, int kind, number *out, int64_t count) {
     call c = {.source = numbers, .kind = kind, .out = out, .columns = count};
     strop_parallel((int)((count + WIDEN_BLOCK - 1) / WIDEN_BLOCK), widen_task, &c);
 }
