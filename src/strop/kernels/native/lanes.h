@@ -98,10 +98,11 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_float(-x)); }
 
 static inline float from_bfloat16(uint16_t number) { return float_of((uint32_t)number << 16); }
 
-/* To the nearest, of two that are as near to the even one; NaN stays NaN. */
+/* To the nearest, of two that are as near to the even one. A NaN is cut, and stays one: what arithmetic makes, or
+ * leaves of a NaN, has the highest bit of its mantissa set. */
 static inline uint16_t to_bfloat16(float x) {
-    const uint32_t bits = bits_of(x), rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    return (uint16_t)((x == x ? rounded : bits | 0x00400000u) >> 16);
+    const uint32_t bits = bits_of(x), half = x == x ? 0x7FFFu + (bits >> 16 & 1u) : 0u;
+    return (uint16_t)((bits + half) >> 16);
 }
 
 /* Exact, denormals, infinities and NaN included, without branches (M. Dukhan, FP16, fp16_ieee_to_fp32_value). */

@@ -191,10 +191,11 @@ static inline void unpack_floats(const uint8_t *packed, const float *table, floa
 
 /* 32 weights: their codes in a byte each, looked up twice, in the table's low and in its high bytes. */
 static inline void unpack_halves(const uint8_t *packed, const uint16_t *table, uint16_t *out) {
-    uint8_t low[16], high[16];
-    for (int i = 0; i < 16; i++) low[i] = (uint8_t)table[i], high[i] = (uint8_t)(table[i] >> 8);
-    const __m256i low_table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)low));
-    const __m256i high_table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)high));
+    const __m256i even_first = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,
+                                                0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    const __m256i parted = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)table), even_first);
+    const __m256i low_table = _mm256_permute4x64_epi64(parted, 0x88);
+    const __m256i high_table = _mm256_permute4x64_epi64(parted, 0xDD);
     for (int i = 0; i < BLOCK; i += 32) {
         const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(packed + i / 2)));
         const __m256i seconds = _mm256_and_si256(_mm256_slli_epi16(bytes, 8), _mm256_set1_epi16(0x0F00));
@@ -265,40 +266,57 @@ typedef struct {
     int kind;
 } dequantize_call;
 
-/* The 64 weights of a block. */
-static inline void unpack_block(const dequantize_call *c, const uint8_t *packed, float absmax, void *out) {
-    float table[16];
-    uint16_t halves[16];
-    for (int i = 0; i < 16; i++) table[i] = c->nf4_code[i] * absmax;
-    if (c->kind == KIND_FLOAT32) {
-        unpack_floats(packed, table, out);
-        return;
+/* Blocks whose tables are made at one time: 16 codes are too few for a loop of their own. */
+#define GROUP 16
+
+typedef struct {
+    float floats[GROUP * 16];
+    uint16_t halves[GROUP * 16];
+} tables_type;
+
+/* The tables of some blocks. */
+static inline void make_tables(const dequantize_call *c, int64_t first, int64_t blocks, tables_type *tables) {
+    float *floats = tables->floats;
+    for (int64_t i = 0; i < blocks; i++) {
+        const int64_t block = first + i;
+        const float absmax = c->dynamic_code[c->absmax8[block]] * c->nested_absmax[block / NESTED_BLOCK] + c->offset;
+        for (int code = 0; code < 16; code++) floats[16 * i + code] = c->nf4_code[code] * absmax;
     }
     if (c->kind == KIND_BFLOAT16)
-        for (int i = 0; i < 16; i++) halves[i] = to_bfloat16(table[i]);
+        for (int64_t i = 0; i < 16 * blocks; i++) tables->halves[i] = to_bfloat16(floats[i]);
+    else if (c->kind == KIND_FLOAT16)
+        for (int64_t i = 0; i < 16 * blocks; i++) tables->halves[i] = to_float16(floats[i]);
+}
+
+/* The 64 weights of a block, by the n-th of the tables. */
+static inline void unpack_block(int kind, const uint8_t *packed, const tables_type *tables, int64_t n, void *out) {
+    if (kind == KIND_FLOAT32)
+        unpack_floats(packed, tables->floats + 16 * n, out);
     else
-        for (int i = 0; i < 16; i++) halves[i] = to_float16(table[i]);
-    unpack_halves(packed, halves, out);
+        unpack_halves(packed, tables->halves + 16 * n, out);
 }
 
 static void dequantize_task(void *context, int task, int worker) {
     const dequantize_call *c = context;
-    const int64_t blocks = (c->count + BLOCK - 1) / BLOCK, size = c->kind == KIND_FLOAT32 ? 4 : 2;
+    const int64_t whole = c->count / BLOCK, rest = c->count % BLOCK, size = c->kind == KIND_FLOAT32 ? 4 : 2;
+    const int64_t first = (int64_t)task * TASK_BLOCKS, end = smaller(first + TASK_BLOCKS, whole);
+    const uint8_t *packed = c->packed + c->first_block * (BLOCK / 2);
+    tables_type tables;
     (void)worker;
-    for (int64_t i = (int64_t)task * TASK_BLOCKS, end = smaller(i + TASK_BLOCKS, blocks); i < end; i++) {
-        const int64_t block = c->first_block + i, count = smaller(BLOCK, c->count - i * BLOCK);
-        const float absmax = c->dynamic_code[c->absmax8[block]] * c->nested_absmax[block / NESTED_BLOCK] + c->offset;
-        const uint8_t *packed = c->packed + block * (BLOCK / 2);
-        char *out = (char *)c->out + i * BLOCK * size;
-        if (count == BLOCK) {
-            unpack_block(c, packed, absmax, out);
-        } else {
-            uint8_t bytes[BLOCK / 2] = {0};
-            float weights[BLOCK];
-            memcpy(bytes, packed, (size_t)(count + 1) / 2);
-            unpack_block(c, bytes, absmax, weights);
-            memcpy(out, weights, (size_t)(count * size));
-        }
+    for (int64_t i = first; i < end; i += GROUP) {
+        const int64_t blocks = smaller(GROUP, end - i);
+        make_tables(c, c->first_block + i, blocks, &tables);
+        for (int64_t n = 0; n < blocks; n++)
+            unpack_block(c->kind, packed + (i + n) * (BLOCK / 2), &tables, n,
+                         (char *)c->out + (i + n) * BLOCK * size);
+    }
+    if (rest > 0 && first <= whole && whole < first + TASK_BLOCKS) {
+        uint8_t bytes[BLOCK / 2] = {0};
+        float weights[BLOCK];
+        memcpy(bytes, packed + whole * (BLOCK / 2), (size_t)(rest + 1) / 2);
+        make_tables(c, c->first_block + whole, 1, &tables);
+        unpack_block(c->kind, bytes, &tables, 0, weights);
+        memcpy((char *)c->out + whole * BLOCK * size, weights, (size_t)(rest * size));
     }
 }
 

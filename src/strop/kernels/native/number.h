@@ -18,6 +18,12 @@ typedef bfloat16 number;
 static inline float get(number x) { return from_bfloat16(x); }
 static inline number put(float x) { return to_bfloat16(x); }
 
+/* Where a row's numbers fit as float32; NULL where there is no memory. */
+static inline float *room_for_floats(number *row, int worker, int64_t columns) {
+    (void)row;
+    return strop_scratch(worker, (size_t)columns * sizeof(float));
+}
+
 typedef uint16_t halves __attribute__((vector_size(2 * WIDTH)));
 typedef uint32_t words __attribute__((vector_size(4 * WIDTH)));
 
@@ -37,6 +43,11 @@ typedef float number;
 
 static inline float get(number x) { return x; }
 static inline number put(float x) { return x; }
+
+static inline float *room_for_floats(number *row, int worker, int64_t columns) {
+    (void)worker, (void)columns;
+    return row;
+}
 
 static inline lanes get_lanes(const number *x) { return load_lanes(x); }
 

@@ -200,16 +200,18 @@ static inline float largest(const number *x, int64_t columns) {
     return result;
 }
 
-/* The sum of e^(x - highest) over a row. */
-static inline float sum_of_exponentials(const number *x, int64_t columns, float highest) {
+/* e^(x - highest) of a row, and their sum. `out` has room for the row, which it may be itself, or is NULL. */
+static inline float exponentials(const number *x, int64_t columns, float highest, float *out) {
     float block[EXP_BLOCK];
     lanes sums = {0};
     for (int64_t start = 0; start < columns; start += EXP_BLOCK) {
         const int64_t count = smaller(EXP_BLOCK, columns - start);
-        for (int64_t i = 0; i < count; i++) block[i] = exp_float(get(x[start + i]) - highest);
+        const number *from = x + start;
+        float *to = out == NULL ? block : out + start;
+        for (int64_t i = 0; i < count; i++) to[i] = exp_float(get(from[i]) - highest);
         int64_t i = 0;
-        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(block + i));
-        sums = add(sums, load_some(block + i, count - i));
+        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(to + i));
+        sums = add(sums, load_some(to + i, count - i));
     }
     return fold(sums);
 }
@@ -223,7 +225,7 @@ static void softmax_loss_task(void *context, int task, int worker) {
     (void)worker;
     EACH_ROW(c, c->columns) {
         const number *x = c->in + row * c->in_stride;
-        const float highest = largest(x, c->columns), total = sum_of_exponentials(x, c->columns, highest);
+        const float highest = largest(x, c->columns), total = exponentials(x, c->columns, highest, NULL);
         c->losses[row] = loss_of(total, highest, get(x[c->numbers[row]]));
     }
 }
@@ -235,17 +237,20 @@ void NUMBER_NAME(softmax_loss)(const number *logits, int64_t stride, const int64
     run_rows(softmax_loss_task, &c, columns);
 }
 
-/* Exponentials are made twice: where they would be kept, in the row itself, there may be 16 bits for each. */
 static void softmax_gradient_task(void *context, int task, int worker) {
     const call *c = context;
-    (void)worker;
     EACH_ROW(c, c->columns) {
         number *x = c->out + row * c->out_stride;
+        float *kept = room_for_floats(x, worker, c->columns);
         const int64_t target = c->numbers[row];
         const float highest = largest(x, c->columns), wanted = get(x[target]);
-        const float total = sum_of_exponentials(x, c->columns, highest), share = 1.0f / total;
-        for (int64_t i = 0; i < c->columns; i++) x[i] = put(exp_float(get(x[i]) - highest) * share);
-        x[target] = put(exp_float(wanted - highest) * share - 1.0f);
+        const float total = exponentials(x, c->columns, highest, kept), share = 1.0f / total;
+        const float probability = exp_float(wanted - highest) * share;
+        if (kept != NULL)
+            for (int64_t i = 0; i < c->columns; i++) x[i] = put(kept[i] * share);
+        else
+            for (int64_t i = 0; i < c->columns; i++) x[i] = put(exp_float(get(x[i]) - highest) * share);
+        x[target] = put(probability - 1.0f);
         c->losses[row] = loss_of(total, highest, wanted);
     }
 }
