@@ -34,13 +34,13 @@ def restored():
     library.native().strop_use(isa.encode())
 
 
-def everything():
+def everything(dtype):
     """The results of all operations on the same input, large enough for many tasks."""
     draw = torch.Generator().manual_seed(5)
-    x, grad = (torch.randn(rows, columns, generator=draw) for _ in range(2))
-    gate_up = torch.randn(rows, 2 * columns, generator=draw) * 4
-    heads = torch.randn(rows, 3, columns // 3, generator=draw)
-    logits = torch.randn(rows, vocabulary, generator=draw) * 5
+    x, grad = (torch.randn(rows, columns, generator=draw).to(dtype) for _ in range(2))
+    gate_up = (torch.randn(rows, 2 * columns, generator=draw) * 4).to(dtype)
+    heads = torch.randn(rows, 3, columns // 3, generator=draw).to(dtype)
+    logits = (torch.randn(rows, vocabulary, generator=draw) * 5).to(dtype)
     weight = torch.randn(1000, columns, generator=draw)
     angles = torch.rand(rows, columns // 6, generator=draw)
     keys = token_keys(3, torch.arange(rows), torch.arange(rows))
@@ -53,8 +53,8 @@ def everything():
     results += [gate_up, heads, logits, losses]
     results += [dropout_into(x, keys, 9, 0.3, torch.empty_like(x)), grad.clone()]
     add_dropped(x, keys, 9, 0.3, results[-1])
-    tensor = nf4.quantize(weight)
-    return [*results, tensor.packed, tensor.absmax8, tensor.nested_absmax, nf4.dequantize(tensor)]
+    tensor = nf4.quantize(weight.to(dtype))
+    return [*results, tensor.packed, tensor.absmax8, tensor.nested_absmax, nf4.dequantize(tensor, dtype=dtype)]
 
 
 def assert_same_bytes(results, expected):
@@ -62,27 +62,32 @@ def assert_same_bytes(results, expected):
         assert torch.equal(got, want), index
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
 @needs_library
+@DTYPES
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "neon"])
-def test_every_instruction_set_gives_the_same_bytes(isa, restored):
+def test_every_instruction_set_gives_the_same_bytes(isa, dtype, restored):
     library.native().strop_use(b"plain")
-    expected = everything()
+    expected = everything(dtype)
     if not library.native().strop_use(isa.encode()):
         pytest.skip(f"this CPU has no {isa}")
     assert library.instruction_set() == isa
-    assert_same_bytes(everything(), expected)
+    assert_same_bytes(everything(dtype), expected)
 
 
 @needs_library
-def test_any_number_of_threads_gives_the_same_bytes(restored):
+@DTYPES
+def test_any_number_of_threads_gives_the_same_bytes(dtype, restored):
     library.set_threads(1)
-    expected = everything()
+    expected = everything(dtype)
     for count in (2, 3, 4, 2, 1, 4):
         library.set_threads(count)
         assert library.threads() == count
-        assert_same_bytes(everything(), expected)
+        assert_same_bytes(everything(dtype), expected)
     library.release()
-    assert_same_bytes(everything(), expected)
+    assert_same_bytes(everything(dtype), expected)
 
 
 @needs_library

@@ -223,12 +223,12 @@ def test_widen_is_exact_for_every_number(dtype):
 
 def test_half_precision_follows_the_reference():
     """What the library has no code for is computed by torch, whatever is chosen."""
-    x = torch.randn(6, 32, generator=generator()).bfloat16()
+    x = torch.randn(6, 32, generator=generator()).half()
     assert_close(normalize(x, torch.ones(32), 1e-5, torch.empty_like(x)), torch.nn.functional.rms_norm(x, (32,)), 1e-2)
-    gate_up = torch.randn(6, 64, generator=generator()).bfloat16()
+    gate_up = torch.randn(6, 64, generator=generator()).half()
     want = torch.nn.functional.silu(gate_up[:, :32].double()) * gate_up[:, 32:].double()
     assert_close(gate(gate_up, torch.empty_like(x)), want, 1e-2)
-    logits, targets = torch.randn(4, 50, generator=generator()).bfloat16(), torch.arange(4)
+    logits, targets = torch.randn(4, 50, generator=generator()).half(), torch.arange(4)
     want = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
     assert softmax_gradient_(logits, targets).sum().item() == pytest.approx(want.item(), rel=1e-2)
     assert logits.sum(1).abs().max() < 0.05
@@ -257,7 +257,7 @@ def test_nf4_codes_next_to_the_midpoints_are_those_of_torch():
             assert torch.equal(ours, nf4.quantize(weight).packed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("columns", "first", "rows"), [(64, 0, 3), (64, 5, 600), (128, 259, 300), (37, 3, 5), (37, 64, 2)]
 )
