@@ -144,7 +144,9 @@ def _compile(compiler: list[str], folder: Path) -> Path:
 
 def _named(**names: str) -> list[str]:
     """ISA=avx2 as -DISA=avx2 -DISA_AVX2=1: the name of what is compiled, and what the source asks for."""
-    return [flag for key, value in names.items() if value for flag in (f"-D{key}={value}", f"-D{key}_{value.upper()}=1")]
+    return [
+        flag for key, value in names.items() if value for flag in (f"-D{key}={value}", f"-D{key}_{value.upper()}=1")
+    ]
 
 
 def _run(command: list[str]) -> None:
