@@ -29,10 +29,13 @@ except ImportError:  # run by hand, where hatchling need not be installed
     BuildHookInterface = object
 
 SOURCES = Path(__file__).parent / "src" / "strop" / "kernels" / "native"
-PER_ISA = ("attention_product.c", "attention_rows.c", "vector.c", "nf4.c")
-# Those that are compiled once more for each dtype of what they read and write.
-PER_DTYPE = ("vector.c",)
-DTYPES = ("float32", "bfloat16")
+# Compiled once for each dtype of what they read and write.
+PER_DTYPE = {
+    "vector.c": ("float32", "bfloat16"),
+    "layer_norm.c": ("bfloat16",),
+    "activation.c": ("bfloat16",),
+}
+PER_ISA = ("attention_product.c", "attention_rows.c", "nf4.c", *PER_DTYPE)
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
 
@@ -129,7 +132,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
     common = [*compiler, *FLAGS, *_platform_flags()]
     jobs = []
     for source in sorted(SOURCES.glob("*.c")):
-        versions = product(isas if source.name in PER_ISA else [""], DTYPES if source.name in PER_DTYPE else [""])
+        versions = product(isas if source.name in PER_ISA else [""], PER_DTYPE.get(source.name, [""]))
         for isa, dtype in versions:
             target = folder / f"{source.stem}{isa}{dtype}.o"
             flags = [*isas.get(isa, ()), *(["-ffp-contract=fast"] if source.name in FUSED else [])]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strop.kernels import library, nf4, select
+from strop.kernels import activation, layer_norm, library, nf4, select
 from strop.kernels.cross_entropy import softmax_gradient_, token_losses
 from strop.kernels.dropout import add_dropped, dropout_into, token_keys
 from strop.kernels.rms_norm import normalize, normalize_backward
@@ -131,6 +131,61 @@ def test_is_near_torchs_bfloat16(operation: Callable[..., list[Tensor]]):
         assert (mine.double() - wanted.double()).norm() <= 2e-3 * size
         assert (mine.double() - other.double()).norm() <= 8e-3 * size
         assert (mine.double() - wanted).norm() <= (other.double() - wanted).norm() + 1e-6 * size
+
+
+def assert_rounded(mine: Tensor, wanted: Tensor) -> None:
+    """Within half a unit in the last place of float64, and what float32 loses where large numbers cancel."""
+    assert mine.dtype is LOW
+    assert margins_kept(mine)
+    largest = wanted.abs().amax() if wanted.numel() else 0.0
+    assert ((mine.double() - wanted).abs() <= 2**-8 * 1.01 * wanted.abs() + 2e-6 * largest).all()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 2560)], ids=str)
+def test_layer_norm_and_its_gradient(shape):
+    rows, columns = shape
+    weight, bias = numbers(2, columns, 1)
+    x, grad, into = (numbers(rows, columns, seed) for seed in (2, 3, 4))
+    leaf = (x * 3 + 5).to(LOW).double().requires_grad_()
+    normal = torch.nn.functional.layer_norm(leaf, (columns,), weight.double(), bias.double(), 1e-5)
+    normal.backward(grad.double())
+    x_low, into_low = apart(leaf.detach(), LOW), apart(into, LOW)
+    out = layer_norm.normalize(x_low, weight, bias, 1e-5, apart(torch.zeros(rows, columns), LOW))
+    assert_rounded(out, normal.detach())
+    layer_norm.normalize_backward(apart(grad, LOW), x_low, weight, 1e-5, into_low)
+    assert_rounded(into_low, into.double() + leaf.grad)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_units_and_their_gradients(shape, name, gated):
+    rows, columns = shape
+    inputs, grad = numbers(rows, columns * (2 if gated else 1), 5, 3.0), numbers(rows, columns, 6)
+    leaf = inputs.double().requires_grad_()
+    unit = activation.unit(leaf, name, gated=gated)
+    unit.backward(grad.double())
+    mine = apart(inputs, LOW)
+    assert_rounded(activation.apply(mine, name, apart(torch.zeros(rows, columns), LOW), gated=gated), unit.detach())
+    activation.apply_backward_(apart(grad, LOW), mine, name, gated=gated)
+    assert_rounded(mine, leaf.grad)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_units_are_right_over_the_whole_range(name):
+    """Small numbers on the left as well, where 1 + erf has no digits left."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, 1e30, -1e30, float("nan")])]).to(LOW)
+    out = activation.apply(x[None], name, torch.empty(1, len(x), dtype=LOW), gated=False)[0]
+    assert out.isnan().tolist() == [False] * (len(x) - 1) + [True]
+    exact = x[:-1].double()
+    if name == "silu":
+        share = torch.sigmoid(exact)
+    elif name == "gelu":
+        share = torch.erfc(-exact / 2**0.5) / 2
+    else:
+        share = torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (exact + 0.044715 * exact**3))
+    wanted = torch.where(share == 0, 0.0, exact * share)
+    assert ((out[:-1].double() - wanted).abs() <= 2**-8 * 1.01 * wanted.abs() + 1e-36).all()
 
 
 def test_is_the_librarys_and_not_torchs():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from strop.errors import UsageError
-from strop.kernels import library, nf4, select
+from strop.kernels import activation, layer_norm, library, nf4, select
 from strop.kernels.cross_entropy import softmax_gradient_
 from strop.kernels.dropout import add_dropped, dropout_into, token_keys
 from strop.kernels.rms_norm import normalize, normalize_backward
@@ -53,6 +53,12 @@ def everything(dtype):
     results += [gate_up, heads, logits, losses]
     results += [dropout_into(x, keys, 9, 0.3, torch.empty_like(x)), grad.clone()]
     add_dropped(x, keys, 9, 0.3, results[-1])
+    normal = layer_norm.normalize(x, scale, scale, 1e-6, torch.empty_like(x))
+    results += [normal, grad.clone(), activation.apply(gate_up, "gelu", torch.empty_like(x), gated=True)]
+    layer_norm.normalize_backward(grad, x, scale, 1e-6, results[-2])
+    for name in ("silu", "gelu", "gelu_tanh"):
+        results.append(gate_up.clone())
+        activation.apply_backward_(grad, results[-1], name, gated=True)
     tensor = nf4.quantize(weight.to(dtype))
     return [*results, tensor.packed, tensor.absmax8, tensor.nested_absmax, nf4.dequantize(tensor, dtype=dtype)]
 

@@ -4,7 +4,8 @@ f is silu, gelu (Hendrycks & Gimpel 2016, arXiv:1606.08415), or gelu_tanh, its a
 unit with silu is `strop.kernels.swiglu`. Gate and up come side by side in one tensor, and their gradients leave so.
 
 `unit` is the differentiable reference; `apply` and `apply_backward_` are the same pair, written into memory that the
-caller gives, by Triton where `select.uses_triton` says so, and some rows at a time where torch computes.
+caller gives, by Triton where `select.uses_triton` says so, natively in bfloat16, and some rows at a time where torch
+computes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from strop.kernels import select, swiglu
+from strop.kernels import library, select, swiglu
 
 _BLOCK_NUMBERS = 1 << 18
+
+# As in native/operations.h.
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 def unit(inputs_TG: Tensor, activation: str, *, gated: bool) -> Tensor:
@@ -43,6 +47,12 @@ def apply(inputs_TG: Tensor, activation: str, out_TF: Tensor, *, gated: bool) ->
 
         kernels.apply(inputs_TG, activation, out_TF, gated=gated)
         return out_TF
+    if name := select.native_name("unit", inputs_TG, out_TF, only=torch.bfloat16):
+        library.function(name, "plplllii")(
+            *(inputs_TG.data_ptr(), inputs_TG.stride(0), out_TF.data_ptr(), out_TF.stride(0), *out_TF.shape),
+            *(_ACTIVATIONS[activation], gated),
+        )
+        return out_TF
     for rows in _blocks(inputs_TG):
         out_TF[rows] = unit(inputs_TG[rows], activation, gated=gated)
     return out_TF
@@ -57,6 +67,12 @@ def apply_backward_(grad_TF: Tensor, inputs_TG: Tensor, activation: str, *, gate
         from strop.kernels.triton import activation as kernels
 
         kernels.apply_backward_(grad_TF, inputs_TG, activation, gated=gated)
+        return
+    if name := select.native_name("unit_backward", grad_TF, inputs_TG, only=torch.bfloat16):
+        library.function(name, "plplllii")(
+            *(grad_TF.data_ptr(), grad_TF.stride(0), inputs_TG.data_ptr(), inputs_TG.stride(0), *grad_TF.shape),
+            *(_ACTIVATIONS[activation], gated),
+        )
         return
     for rows in _blocks(inputs_TG):
         with torch.enable_grad():

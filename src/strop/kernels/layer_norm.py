@@ -5,7 +5,8 @@
 
 The statistics are float32 whatever the dtype of x. `layer_norm` is the differentiable reference;
 `normalize` and `normalize_backward` are the same pair, written into memory that the caller gives, by Triton where
-`select.uses_triton` says so, else some rows at a time; a row may be several pieces of D numbers, each by itself.
+`select.uses_triton` says so, natively in bfloat16, else some rows at a time; a row may be several pieces of D numbers,
+each by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from strop.kernels import select
+from strop.kernels import library, select
 from strop.kernels.rms_norm import pieces
 
 # Numbers that are worked on at a time: what is made on the way stays in the caches.
@@ -33,9 +34,20 @@ def normalize(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out_TD
         kernels.normalize(x_TD, weight_D, bias_D, eps, out_TD)
         return out_TD
     for columns in pieces(x_TD, weight_D):
-        for rows in _blocks(x_TD[:, columns]):
-            out_TD[rows, columns] = layer_norm(x_TD[rows, columns], weight_D, bias_D, eps)
+        _normalize(x_TD[:, columns], weight_D, bias_D, eps, out_TD[:, columns])
     return out_TD
+
+
+def _normalize(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor, eps: float, out_TD: Tensor) -> None:
+    name = select.native_name("layer_norm", x_TD, out_TD, only=torch.bfloat16)
+    if name and select.uses_native(weight_D, bias_D):
+        library.function(name, "plppfplll")(
+            *(x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), bias_D.data_ptr(), eps),
+            *(out_TD.data_ptr(), out_TD.stride(0), *x_TD.shape),
+        )
+        return
+    for rows in _blocks(x_TD):
+        out_TD[rows] = layer_norm(x_TD[rows], weight_D, bias_D, eps)
 
 
 def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
@@ -50,6 +62,13 @@ def normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: flo
 
 
 def _normalize_backward(grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, eps: float, into_TD: Tensor) -> None:
+    name = select.native_name("layer_norm_backward", grad_TD, x_TD, into_TD, only=torch.bfloat16)
+    if name and select.uses_native(weight_D):
+        library.function(name, "plplpfplll")(
+            *(grad_TD.data_ptr(), grad_TD.stride(0), x_TD.data_ptr(), x_TD.stride(0), weight_D.data_ptr(), eps),
+            *(into_TD.data_ptr(), into_TD.stride(0), *x_TD.shape),
+        )
+        return
     for rows in _blocks(x_TD):
         normal_RD = x_TD[rows].float()
         normal_RD = normal_RD - normal_RD.mean(dim=1, keepdim=True)

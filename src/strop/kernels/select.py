@@ -37,18 +37,19 @@ def uses_native(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     return all(tensor.dtype is dtype and tensor.is_cpu and _rows_are_whole(tensor) for tensor in tensors)
 
 
-def native_name(operation: str, *tensors: Tensor) -> str:
+def native_name(operation: str, *tensors: Tensor, only: torch.dtype | None = None) -> str:
     """The library's function for an operation on rows of these: ``gate_bfloat16``.
 
     Args:
         operation: its name without a dtype.
         tensors: what it reads and writes in that dtype.
+        only: the dtype it is used for, where another stays with torch and its bits.
 
     Returns:
         Empty where the library does not compute on them; see `uses_native`.
     """
     dtype = tensors[0].dtype
-    number = _NUMBERS.get(dtype)
+    number = _NUMBERS.get(dtype) if only in (None, dtype) else None
     return f"{operation}_{number}" if number and uses_native(*tensors, dtype=dtype) else ""
 
 

@@ -53,6 +53,13 @@ static inline lanes multiply(lanes a, lanes b) {
     return a;
 }
 
+/* A sum's next numbers: a multiple of 16 of them, or its last. */
+static inline lanes add_block(lanes sums, const float *x, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(x + i));
+    return add(sums, load_some(x + i, count - i));
+}
+
 /* The fold: 16 partial sums, 8, 4, 2, 1. */
 static inline float fold(lanes sums) {
     float part[LANES];

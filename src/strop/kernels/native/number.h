@@ -60,4 +60,14 @@ static inline lanes get_some(const number *x, int64_t count) {
     return get_lanes(part);
 }
 
+static inline void run_rows(strop_task task, void *call, int64_t rows, int64_t elements_a_row) {
+    const int64_t step = rows_per_task(elements_a_row);
+    strop_parallel((int)((rows + step - 1) / step), task, call);
+}
+
+/* for (row of this task) */
+#define EACH_ROW(c, width) \
+    for (int64_t row = task * rows_per_task(width), end = smaller(row + rows_per_task(width), (c)->rows); row < end; \
+         row++)
+
 #endif

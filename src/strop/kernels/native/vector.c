@@ -22,16 +22,6 @@ typedef struct {
     const void *source;
 } call;
 
-static void run_rows(strop_task task, call *c, int64_t elements_a_row) {
-    const int64_t step = rows_per_task(elements_a_row);
-    strop_parallel((int)((c->rows + step - 1) / step), task, c);
-}
-
-/* for (row of this task) */
-#define EACH_ROW(c, width) \
-    for (int64_t row = task * rows_per_task(width), end = smaller(row + rows_per_task(width), (c)->rows); row < end; \
-         row++)
-
 /* --- root mean square norm --------------------------------------------------------------------------------------- */
 
 static inline float reciprocal_rms(const number *x, int64_t columns, float eps) {
@@ -58,7 +48,7 @@ void NUMBER_NAME(normalize)(const number *x, int64_t x_stride, const float *weig
                             int64_t out_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .weight = weight, .eps = eps, .out = out, .out_stride = out_stride,
               .rows = rows, .columns = columns};
-    run_rows(normalize_task, &c, columns);
+    run_rows(normalize_task, &c, rows, columns);
 }
 
 static void normalize_backward_task(void *context, int task, int worker) {
@@ -89,7 +79,7 @@ void NUMBER_NAME(normalize_backward)(const number *grad, int64_t grad_stride, co
                                      int64_t columns) {
     call c = {.in = grad, .in_stride = grad_stride, .x = x, .x_stride = x_stride, .weight = weight, .eps = eps,
               .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
-    run_rows(normalize_backward_task, &c, columns);
+    run_rows(normalize_backward_task, &c, rows, columns);
 }
 
 /* --- rotary embedding -------------------------------------------------------------------------------------------- */
@@ -133,7 +123,7 @@ void NUMBER_NAME(rotate)(number *x, int64_t stride, int64_t head_stride, const f
                          int64_t rows, int64_t heads, int64_t half, int interleaved, int inverse) {
     call c = {.out = x, .out_stride = stride, .head_stride = head_stride, .cosine = cosine, .sine = sine,
               .rows = rows, .heads = heads, .columns = half, .interleaved = interleaved, .inverse = inverse};
-    run_rows(rotate_task, &c, 2 * half * heads);
+    run_rows(rotate_task, &c, rows, 2 * half * heads);
 }
 
 /* --- gated unit -------------------------------------------------------------------------------------------------- */
@@ -152,7 +142,7 @@ void NUMBER_NAME(gate)(const number *gate_up, int64_t stride, number *out, int64
                        int64_t columns) {
     call c = {.in = gate_up, .in_stride = stride, .out = out, .out_stride = out_stride, .rows = rows,
               .columns = columns};
-    run_rows(gate_task, &c, columns);
+    run_rows(gate_task, &c, rows, columns);
 }
 
 static void gate_backward_task(void *context, int task, int worker) {
@@ -175,7 +165,7 @@ void NUMBER_NAME(gate_backward)(const number *grad, int64_t grad_stride, number 
                                 int64_t columns) {
     call c = {.in = grad, .in_stride = grad_stride, .out = gate_up, .out_stride = stride, .rows = rows,
               .columns = columns};
-    run_rows(gate_backward_task, &c, columns);
+    run_rows(gate_backward_task, &c, rows, columns);
 }
 
 /* --- softmax and its loss ---------------------------------------------------------------------------------------- */
@@ -209,9 +199,7 @@ static inline float exponentials(const number *x, int64_t columns, float highest
         const number *from = x + start;
         float *to = out == NULL ? block : out + start;
         for (int64_t i = 0; i < count; i++) to[i] = exp_float(get(from[i]) - highest);
-        int64_t i = 0;
-        for (; i + LANES <= count; i += LANES) sums = add(sums, load_lanes(to + i));
-        sums = add(sums, load_some(to + i, count - i));
+        sums = add_block(sums, to, count);
     }
     return fold(sums);
 }
@@ -234,7 +222,7 @@ void NUMBER_NAME(softmax_loss)(const number *logits, int64_t stride, const int64
                                int64_t rows, int64_t columns) {
     call c = {.in = logits, .in_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
               .columns = columns};
-    run_rows(softmax_loss_task, &c, columns);
+    run_rows(softmax_loss_task, &c, rows, columns);
 }
 
 static void softmax_gradient_task(void *context, int task, int worker) {
@@ -259,7 +247,7 @@ void NUMBER_NAME(softmax_gradient)(number *logits, int64_t stride, const int64_t
                                    int64_t columns) {
     call c = {.out = logits, .out_stride = stride, .numbers = targets, .losses = losses, .rows = rows,
               .columns = columns};
-    run_rows(softmax_gradient_task, &c, columns);
+    run_rows(softmax_gradient_task, &c, rows, columns);
 }
 
 /* --- dropout ----------------------------------------------------------------------------------------------------- */
@@ -308,14 +296,14 @@ void NUMBER_NAME(drop)(const number *x, int64_t x_stride, const int64_t *keys, u
                        float scale, number *out, int64_t out_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
               .out = out, .out_stride = out_stride, .rows = rows, .columns = columns};
-    run_rows(drop_task, &c, columns);
+    run_rows(drop_task, &c, rows, columns);
 }
 
 void NUMBER_NAME(add_dropped)(const number *x, int64_t x_stride, const int64_t *keys, uint32_t salt, uint32_t threshold,
                               float scale, number *into, int64_t into_stride, int64_t rows, int64_t columns) {
     call c = {.x = x, .x_stride = x_stride, .numbers = keys, .salt = salt, .threshold = threshold, .scale = scale,
               .out = into, .out_stride = into_stride, .rows = rows, .columns = columns};
-    run_rows(add_dropped_task, &c, columns);
+    run_rows(add_dropped_task, &c, rows, columns);
 }
 
 /* --- 16-bit numbers ---------------------------------------------------------------------------------------------- */
