@@ -17,7 +17,7 @@ from torch import Tensor
 from strop.kernels import library
 from strop.kernels.triton import found
 
-_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
+_NAMES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
 
 # What Triton's kernels read and write.
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
