@@ -32,7 +32,7 @@ PER_ISA = ("attention_product.c", "attention_rows.c", "vector.c", "nf4.c")
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
 # Left empty by compilers that do not know what it is written in (gcc before 11, clang before 12).
-AMX = "attention_amx.c"
+AMX = ("attention_amx.c", "attention_amx_backward.c")
 
 # No -ffast-math and no contraction to fused multiply-adds: every instruction set gives the same bytes.
 FLAGS = (
@@ -143,7 +143,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
 
 def _compile_one(command: list[str]) -> None:
     """One object; with the flags of AMX where they are of use and the compiler takes them."""
-    if Path(command[-3]).name == AMX and sys.platform == "linux" and _machine() == "x86_64":
+    if Path(command[-3]).name in AMX and sys.platform == "linux" and _machine() == "x86_64":
         try:
             return _run([*command[:-4], *_ISAS["x86_64"]["avx512"], *_AMX_FLAGS, *command[-4:]])
         except subprocess.CalledProcessError:

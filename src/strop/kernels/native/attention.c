@@ -12,7 +12,7 @@
  * Tiles lie turned over, keys down and queries across: what is turned is the block's queries, once for all its tiles.
  * Where a product reads keys or values again and again, they are copied together first: rows of a pack can lie so that
  * few of them fit into a cache at a time. The same copies widen bfloat16 and round to it: what follows is float32. On
- * CPUs that multiply bfloat16 in tiles, attention_amx.c computes a block instead.
+ * CPUs that multiply bfloat16 in tiles, attention_amx.c computes a chunk of blocks instead.
  *
  * Forward, every block of every key-value head is a task. Backward, blocks that add to the same dK and dV go one after
  * another: a family is a document alone, or a prefix and all that continue it. A family that is a large share of the
@@ -28,7 +28,10 @@
 /* Rows of a block: half of what a block computes of its own positions is in vain, and every block turns its queries. */
 enum { ROWS = 128, FEWEST_POSITIONS = 16, MOST_POSITIONS = 96 };
 enum { KEYS = 256 };     /* a tile of 256 × 128 scores is 128 KiB: two of them stay in the second cache */
-enum { AMX_KEYS = 128 }; /* with AMX 32 columns of a tile go all their way in the first cache */
+/* With AMX 32 columns of a tile go all their way in the first cache, and see no more of the block's own positions than
+ * they have to: blocks can be larger, so that dK and dV are read and written less often. */
+enum { AMX_ROWS = 256, AMX_KEYS = 128 };
+enum { CHUNKS = 16 }; /* backward tasks worth having */
 
 static void use_level(attention_type *c) {
 #define USE(isa) c->rows = &attention_rows_##isa, c->product = attention_product_##isa
@@ -42,19 +45,24 @@ static void use_level(attention_type *c) {
 #undef USE
 }
 
-static int64_t block_positions(int64_t sharing) {
+static int64_t block_positions(int64_t sharing, int amx) {
+    if (amx) return larger_of(FEWEST_POSITIONS, AMX_ROWS / sharing);
     return smaller_of(MOST_POSITIONS, larger_of(FEWEST_POSITIONS, ROWS / sharing / 8 * 8));
 }
 
 static attention_type describe(int kind, const void *qkv, int64_t qkv_stride, int64_t heads, int64_t kv_heads,
-                               int64_t width, double factor) {
+                               int64_t width, double factor, const span_type *spans, int64_t count) {
     /* Tiles of AMX find the highest score before they scale it. */
     const int amx = kind == KIND_BFLOAT16 && strop_level() == LEVEL_AMX && factor > 0.0;
     attention_type c = {.kind = kind, .amx = amx, .heads = heads, .kv_heads = kv_heads, .width = width,
-                        .sharing = heads / kv_heads, .positions = block_positions(heads / kv_heads),
+                        .sharing = heads / kv_heads, .positions = block_positions(heads / kv_heads, amx),
                         .keys = amx ? AMX_KEYS : KEYS, .sums_width = amx ? whole(width, 32) : width,
                         .factor = (float)factor, .qkv = qkv, .qkv_stride = qkv_stride};
     use_level(&c);
+    for (int64_t s = 0; s < count; s++) {
+        c.longest = larger_of(c.longest, spans[s].end - spans[s].start);
+        c.longest_prefix = larger_of(c.longest_prefix, spans[s].prefix_end - spans[s].prefix_start);
+    }
     return c;
 }
 
@@ -102,6 +110,15 @@ static int64_t tile_floats(const attention_type *c) { return block_stride(c) * (
 /* Floats of a tile's keys. */
 static int64_t keys_floats(const attention_type *c) { return c->width * (c->keys + c->positions); }
 
+/* A tile's shape; the keys that each row of the block sees are written to limits. */
+static tile_shape shape_of(const tile_type *tile, int64_t rows, int64_t positions, int64_t stride, int32_t *limits) {
+    for (int64_t row = 0; row < stride; row++) {
+        const int64_t seen = tile->first_visible + row % positions;
+        limits[row] = (int32_t)(row < rows ? smaller_of(tile->columns, seen) : tile->columns);
+    }
+    return (tile_shape){tile->columns, stride, smaller_of(tile->columns, tile->first_visible), limits};
+}
+
 /* The rows of a tile, from columns of the pack that start with the element `index`, close together. */
 static const float *together(const attention_type *c, int64_t index, int64_t rows, float *to) {
     for (int64_t row = 0; row < rows; row++)
@@ -131,7 +148,7 @@ static void attend_block(const attention_type *c, const block_type *block, int64
     int tiles = 0;
     for (tile_type tile = {0}; attention_next_tile(c, block, &tile); tiles++) {
         const int64_t from = tile.first * c->qkv_stride, n = tile.columns;
-        const tile_shape shape = attention_shape(&tile, rows, positions, stride, limits);
+        const tile_shape shape = shape_of(&tile, rows, positions, stride, limits);
         c->product(n, stride, width, together(c, keys + from, n, copied), width, 1, turned, stride, 0, scores, stride);
         c->rows->softmax(scores, shape, highest, total, shrink);
         if (tiles > 0)
@@ -149,19 +166,19 @@ static void attend_block(const attention_type *c, const block_type *block, int64
 
 static void attend_task(void *context, int task, int worker) {
     attention_type *c = context;
-    const block_type *block = &c->blocks[c->order[task] / c->kv_heads];
+    const int index = c->order[task] / (int)c->kv_heads;
     const int64_t kv_head = c->order[task] % c->kv_heads;
     void *memory = strop_scratch(worker, c->amx ? attention_amx_memory(c) : attend_memory(c));
-    if (memory == NULL) {
+    if (memory == NULL)
         c->failed = 1;
-    } else if (c->amx) {
-        attention_amx_start();
-        attention_amx_block(c, block, kv_head, memory);
-        attention_amx_end();
-    } else {
-        attend_block(c, block, kv_head, memory);
-    }
+    else if (c->amx)
+        attention_amx_chunk(c, &c->chunks[index], kv_head, memory);
+    else
+        attend_block(c, &c->blocks[index], kv_head, memory);
 }
+
+/* Forward, a block's numbers are its own: how many of them make a task may follow from the threads. */
+enum { TASKS_A_THREAD = 8 };
 
 /* kind says what qkv and out are: float32 or bfloat16. qkv is [T, (heads + 2 kv_heads) width]; spans is [count, 4]
  * (start, end, prefix start, prefix end) and covers T rows; out is [T, heads · width], row_sums [heads, T]. 0, or 1 when
@@ -169,27 +186,32 @@ static void attend_task(void *context, int task, int worker) {
 STROP_API int strop_attend(int kind, const void *qkv, int64_t qkv_stride, const int64_t *spans, int64_t count,
                            int64_t heads, int64_t kv_heads, int64_t width, double factor, void *out,
                            int64_t out_stride, float *row_sums, int64_t row_sums_stride) {
-    attention_type c = describe(kind, qkv, qkv_stride, heads, kv_heads, width, factor);
+    attention_type c =
+        describe(kind, qkv, qkv_stride, heads, kv_heads, width, factor, (const span_type *)spans, count);
     c.out_to = out;
     c.out_stride = out_stride;
     c.row_sums = row_sums;
     c.row_sums_stride = row_sums_stride;
     block_type *blocks = NULL;
     int *order = NULL;
-    const int made = attention_blocks((const span_type *)spans, count, c.positions, &blocks);
-    const int tasks = made * (int)kv_heads;
-    weighed *items = made < 0 ? NULL : malloc((size_t)(tasks + 1) * sizeof *items);
-    if (items != NULL) {
-        for (int i = 0; i < tasks; i++) items[i] = (weighed){blocks[i / kv_heads].work, i};
-        order = attention_order(items, tasks);
+    int made = attention_blocks((const span_type *)spans, count, c.positions, &blocks);
+    chunk_type *chunks = made < 0 ? NULL : calloc((size_t)made + 1, sizeof *chunks);
+    weighed *items = made < 0 ? NULL : malloc(((size_t)made * (size_t)kv_heads + 1) * sizeof *items);
+    if (chunks != NULL && items != NULL) {
+        if (c.amx) made = attention_chunks(&c, blocks, made, TASKS_A_THREAD * strop_threads(), chunks);
+        for (int i = 0; i < made * kv_heads; i++)
+            items[i] = (weighed){c.amx ? chunks[i / kv_heads].work : blocks[i / kv_heads].work, i};
+        order = attention_order(items, made * (int)kv_heads);
     }
     if (order != NULL) {
         c.blocks = blocks;
+        c.chunks = chunks;
         c.order = order;
-        strop_parallel(tasks, attend_task, &c);
+        strop_parallel(made * (int)kv_heads, attend_task, &c);
     }
     const int failed = order == NULL || c.failed;
     free(blocks);
+    free(chunks);
     free(items);
     free(order);
     return failed;
@@ -267,7 +289,7 @@ static void backward_block(const attention_type *c, const chunk_type *chunk, con
     int add = 0;
     for (tile_type tile = {0}; attention_next_tile(c, block, &tile); add = 1) {
         const int64_t from = tile.first * c->qkv_stride, n = tile.columns;
-        const tile_shape shape = attention_shape(&tile, rows, positions, stride, m->limits);
+        const tile_shape shape = shape_of(&tile, rows, positions, stride, m->limits);
         int64_t sums_stride, to_values;
         float *sums = key_sums(c, chunk, chunk_sums, kv_head, tile.first, &sums_stride, &to_values);
         const float *near = together(c, keys + from, n, m->keys);
@@ -311,13 +333,9 @@ static void backward_task(void *context, int task, int worker) {
     if (chunk->sums != NULL) sums = chunk->sums + kv_head * chunk_rows(chunk) * 2 * c->sums_width;
     if (sums != NULL) memset(sums, 0, sums_bytes(c, chunk));
     const backward_memory m = parts_of(c, (float *)memory);
-    if (c->amx) attention_amx_start();
-    for (int b = chunk->first; b < chunk->end; b++)
-        if (c->amx)
-            attention_amx_backward_block(c, chunk, &c->blocks[b], kv_head, sums, memory);
-        else
-            backward_block(c, chunk, &c->blocks[b], kv_head, sums, &m);
-    if (c->amx) attention_amx_end();
+    if (c->amx) attention_amx_backward_chunk(c, chunk, kv_head, sums, memory);
+    for (int b = chunk->first; !c->amx && b < chunk->end; b++)
+        backward_block(c, chunk, &c->blocks[b], kv_head, sums, &m);
     for (int b = chunk->first; lent && b < chunk->end; b++)
         for (int64_t row = c->blocks[b].first; row < c->blocks[b].end; row++)
             round_row(c, sums + chunk_row(chunk, row) * 2 * c->sums_width, row, kv_head);
@@ -401,7 +419,7 @@ STROP_API int strop_attend_backward(int kind, const void *qkv, int64_t qkv_strid
                                     int64_t row_sums_stride, const int64_t *spans, int64_t count, int64_t heads,
                                     int64_t kv_heads, int64_t width, double factor, void *grad_qkv,
                                     int64_t grad_qkv_stride) {
-    attention_type c = describe(kind, qkv, qkv_stride, heads, kv_heads, width, factor);
+    attention_type c = describe(kind, qkv, qkv_stride, heads, kv_heads, width, factor, (const span_type *)spans, count);
     c.out = out;
     c.out_stride = out_stride;
     c.grad = grad;
@@ -418,7 +436,7 @@ STROP_API int strop_attend_backward(int kind, const void *qkv, int64_t qkv_strid
     chunk_type *chunks = made < 0 ? NULL : calloc((size_t)made + 1, sizeof *chunks);
     weighed *items = made < 0 ? NULL : malloc(((size_t)made * (size_t)kv_heads + 1) * sizeof *items);
     if (chunks != NULL && items != NULL) {
-        c.chunk_count = attention_chunks(&c, blocks, made, chunks);
+        c.chunk_count = attention_chunks(&c, blocks, made, CHUNKS, chunks);
         for (int i = 0; i < c.chunk_count * kv_heads; i++) items[i] = (weighed){chunks[i / kv_heads].work, i};
         if (attention_lend_sums(&c, blocks, chunks, c.chunk_count, &sums))
             order = attention_order(items, c.chunk_count * (int)kv_heads);

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { CHUNKS = 16 };                  /* backward tasks worth having */
 static const double SHORT_CHUNK = 4e7; /* multiplications and additions, about 0.4 ms in float32 */
 
 int attention_blocks(const span_type *spans, int64_t count, int64_t positions, block_type **blocks) {
@@ -47,14 +46,6 @@ int attention_next_tile(const attention_type *c, const block_type *block, tile_t
     return 1;
 }
 
-tile_shape attention_shape(const tile_type *tile, int64_t rows, int64_t positions, int64_t stride, int32_t *limits) {
-    for (int64_t row = 0; row < stride; row++) {
-        const int64_t seen = tile->first_visible + row % positions;
-        limits[row] = (int32_t)(row < rows ? smaller_of(tile->columns, seen) : tile->columns);
-    }
-    return (tile_shape){tile->columns, stride, smaller_of(tile->columns, tile->first_visible), limits};
-}
-
 static int compare_weighed(const void *a, const void *b) {
     const weighed *x = a, *y = b;
     if (x->work != y->work) return x->work < y->work ? 1 : -1;
@@ -78,8 +69,8 @@ static int compare_families(const void *a, const void *b) {
 }
 
 /* How many chunks a family is worth: its share of the tasks that there should be, if they are not too short. */
-static int64_t family_chunks(const attention_type *c, double work, double all) {
-    const double fair = ceil(CHUNKS * work / (all * (double)c->kv_heads));
+static int64_t family_chunks(const attention_type *c, double work, double all, int tasks) {
+    const double fair = ceil(tasks * work / (all * (double)c->kv_heads));
     const double longest = floor(10.0 * work * (double)(c->sharing * c->width) / SHORT_CHUNK);
     return larger_of(1, (int64_t)(fair < longest ? fair : longest));
 }
@@ -100,7 +91,7 @@ static void widen_chunk(chunk_type *chunk, const block_type *block) {
     }
 }
 
-int attention_chunks(const attention_type *c, block_type *blocks, int count, chunk_type *chunks) {
+int attention_chunks(const attention_type *c, block_type *blocks, int count, int tasks, chunk_type *chunks) {
     double all = 0.0;
     int made = 0;
     qsort(blocks, (size_t)count, sizeof *blocks, compare_families);
@@ -109,7 +100,7 @@ int attention_chunks(const attention_type *c, block_type *blocks, int count, chu
         const int before_family = made;
         double work = 0.0, before = 0.0;
         for (end = first; end < count && blocks[end].family == blocks[first].family; end++) work += blocks[end].work;
-        const int64_t parts = family_chunks(c, work, all);
+        const int64_t parts = family_chunks(c, work, all, tasks);
         int64_t part = -1;
         for (int b = first; b < end; b++) {
             const int64_t now = (int64_t)((before + blocks[b].work / 2) * (double)parts / work);

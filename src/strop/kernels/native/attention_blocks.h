@@ -39,6 +39,7 @@ typedef struct {
     attention_product product;
     int64_t heads, kv_heads, width, sharing;
     int64_t positions, keys; /* of the largest block; of a tile that is not a block's last */
+    int64_t longest, longest_prefix; /* rows of a span, of a prefix */
     int64_t sums_width;      /* of a row of dK in a chunk's sums: the width, whole tiles of it with AMX */
     float factor;
     const void *qkv, *out, *grad;
@@ -92,32 +93,27 @@ int attention_blocks(const span_type *spans, int64_t count, int64_t positions, b
 /* The tile of keys after `tile` (columns 0 before the first); 0 when there is none. */
 int attention_next_tile(const attention_type *c, const block_type *block, tile_type *tile);
 
-/* A tile's shape; the keys that each row of the block sees are written to limits. */
-tile_shape attention_shape(const tile_type *tile, int64_t rows, int64_t positions, int64_t stride, int32_t *limits);
-
 /* Indices from the most work to the least, so that the last tasks are short; the caller's to free. */
 int *attention_order(weighed *items, int count);
 
-/* Sorts the blocks by family and cuts them into chunks of near equal work; chunks holds one for every block. */
-int attention_chunks(const attention_type *c, block_type *blocks, int count, chunk_type *chunks);
+/* Sorts the blocks by family and cuts them into chunks of near equal work, for about `tasks` tasks if none gets too
+ * short; chunks holds one for every block. */
+int attention_chunks(const attention_type *c, block_type *blocks, int count, int tasks, chunk_type *chunks);
 
 /* Gives chunks memory to sum in; one allocation, the caller's to free. 0 without memory. */
 int attention_lend_sums(const attention_type *c, const block_type *blocks, chunk_type *chunks, int count,
                         float **sums);
 
-/* --- attention_amx.c: bfloat16 by tiles of AMX, where it is compiled --------------------------------------------- */
+/* --- attention_amx.c, attention_amx_backward.c: bfloat16 by tiles of AMX, where they are compiled ---------------- */
 
-/* Bytes of scratch memory that a block takes. */
+/* Bytes of scratch memory that a chunk takes. */
 size_t attention_amx_memory(const attention_type *c);
 size_t attention_amx_backward_memory(const attention_type *c);
 
-void attention_amx_start(void);
-void attention_amx_end(void);
-
-void attention_amx_block(const attention_type *c, const block_type *block, int64_t kv_head, void *memory);
+void attention_amx_chunk(const attention_type *c, const chunk_type *chunk, int64_t kv_head, void *memory);
 
 /* Adds to dK (not yet times the factor) and dV in sums [rows of the chunk, 2 sums_width]. */
-void attention_amx_backward_block(const attention_type *c, const chunk_type *chunk, const block_type *block,
-                                  int64_t kv_head, float *sums, void *memory);
+void attention_amx_backward_chunk(const attention_type *c, const chunk_type *chunk, int64_t kv_head, float *sums,
+                                  void *memory);
 
 #endif
