@@ -38,6 +38,8 @@ PER_DTYPE = {
 PER_ISA = ("attention_product.c", "attention_rows.c", "nf4.c", *PER_DTYPE)
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
+# Left empty by compilers that do not know what it is written in (gcc before 11, clang before 12).
+AMX = ("attention_amx.c", "attention_amx_backward.c")
 
 # No -ffast-math and no contraction to fused multiply-adds: every instruction set gives the same bytes.
 FLAGS = (
@@ -60,6 +62,7 @@ _ISAS = {
     },
     "aarch64": {"plain": (), "neon": ()},
 }
+_AMX_FLAGS = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16")
 _MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 # Apple silicon began with macOS 11, whatever an older Python says that it was built for.
 _FIRST_MACOS_ARM = (11, 0)
@@ -138,7 +141,7 @@ def _compile(compiler: list[str], folder: Path) -> Path:
             flags = [*isas.get(isa, ()), *(["-ffp-contract=fast"] if source.name in FUSED else [])]
             jobs.append([*common, *flags, *_named(ISA=isa, NUMBER=dtype), "-c", str(source), "-o", str(target)])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(_run, jobs):
+        for _ in pool.map(_compile_one, jobs):
             pass
     library = folder / library_path().name
     _run([*common, "-shared", *(job[-1] for job in jobs), "-o", str(library), *([] if os.name == "nt" else ["-lm"])])
@@ -150,6 +153,16 @@ def _named(**names: str) -> list[str]:
     return [
         flag for key, value in names.items() if value for flag in (f"-D{key}={value}", f"-D{key}_{value.upper()}=1")
     ]
+
+
+def _compile_one(command: list[str]) -> None:
+    """One object; with the flags of AMX where they are of use and the compiler takes them."""
+    if Path(command[-3]).name in AMX and sys.platform == "linux" and _machine() == "x86_64":
+        try:
+            return _run([*command[:-4], *_ISAS["x86_64"]["avx512"], *_AMX_FLAGS, *command[-4:]])
+        except subprocess.CalledProcessError:
+            pass  # tried once more without them: what is wrong with the file itself shows there
+    return _run(command)
 
 
 def _run(command: list[str]) -> None:

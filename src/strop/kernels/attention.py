@@ -150,12 +150,12 @@ def attend(
         MemoryError: the native library got no memory to work in.
     """
     width = _head_width(qkv_TO, heads, kv_heads)
-    name = chosen(width, spans, scoring, qkv_TO, out_TQ, row_sums_HT)
+    name = chosen(width, spans, scoring, qkv_TO, out_TQ, row_sums_HT=row_sums_HT)
     with torch.no_grad():
         match name:
             case "native":
-                failed = library.function("attend", "plplllldplpl", "i")(
-                    *(qkv_TO.data_ptr(), qkv_TO.stride(0), _span_numbers(spans), len(spans)),
+                failed = library.function("attend", "iplplllldplpl", "i")(
+                    *(_kind(qkv_TO), qkv_TO.data_ptr(), qkv_TO.stride(0), _span_numbers(spans), len(spans)),
                     *(heads, kv_heads, width, scoring.factor(width)),
                     *(out_TQ.data_ptr(), out_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
                 )
@@ -200,12 +200,12 @@ def attend_backward(
         MemoryError: the native library got no memory to work in.
     """
     width = _head_width(qkv_TO, heads, kv_heads)
-    name = chosen(width, spans, scoring, qkv_TO, out_TQ, row_sums_HT, grad_TQ, grad_qkv_TO)
+    name = chosen(width, spans, scoring, qkv_TO, out_TQ, grad_TQ, grad_qkv_TO, row_sums_HT=row_sums_HT)
     given = (qkv_TO, out_TQ, grad_TQ, row_sums_HT, spans, heads, kv_heads, scoring, grad_qkv_TO)
     match name:
         case "native":
-            failed = library.function("attend_backward", "plplplplplllldpl", "i")(
-                *(qkv_TO.data_ptr(), qkv_TO.stride(0), out_TQ.data_ptr(), out_TQ.stride(0)),
+            failed = library.function("attend_backward", "iplplplplplllldpl", "i")(
+                *(_kind(qkv_TO), qkv_TO.data_ptr(), qkv_TO.stride(0), out_TQ.data_ptr(), out_TQ.stride(0)),
                 *(grad_TQ.data_ptr(), grad_TQ.stride(0), row_sums_HT.data_ptr(), row_sums_HT.stride(0)),
                 *(_span_numbers(spans), len(spans), heads, kv_heads, width, scoring.factor(width)),
                 *(grad_qkv_TO.data_ptr(), grad_qkv_TO.stride(0)),
@@ -226,6 +226,11 @@ def attend_backward(
 
 def _head_width(qkv_TO: Tensor, heads: int, kv_heads: int) -> int:
     return qkv_TO.shape[1] // (heads + 2 * kv_heads)
+
+
+def _kind(qkv_TO: Tensor) -> int:
+    """What the native library calls the type of what it reads and writes."""
+    return 0 if qkv_TO.dtype is torch.float32 else 1
 
 
 def _span_numbers(spans: Sequence[Span]) -> ctypes.Array[ctypes.c_int64]:

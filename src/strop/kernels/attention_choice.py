@@ -21,6 +21,9 @@ from strop.kernels.triton import found
 # In order of preference on any one device.
 NAMES = ("native", "triton", "varlen", "sdpa", "plain")
 
+# What the native library computes on; its sums are float32 in either.
+_NATIVE = (torch.float32, torch.bfloat16)
+
 # Wider heads do not fit into the tiles of the kernels.
 _WIDEST = 256
 
@@ -48,7 +51,7 @@ def available(
     """
     simple = scoring.softcap is None and scoring.slopes_H is None and not scoring.window
     can = {
-        "native": simple and device.type == "cpu" and dtype is torch.float32 and library.native() is not None,
+        "native": simple and device.type == "cpu" and dtype in _NATIVE and library.native() is not None,
         "triton": width <= _WIDEST and device.type == "cuda" and not found.reason(device),
         "varlen": attention_varlen.can(device, dtype, width, scoring),
         "sdpa": simple,
@@ -84,7 +87,14 @@ def using(name: str) -> Iterator[None]:
         _choice.name = before
 
 
-def chosen(width: int, spans: Sequence[Span], scoring: Scoring, qkv_TO: Tensor, *others: Tensor) -> str:
+def chosen(
+    width: int,
+    spans: Sequence[Span],
+    scoring: Scoring,
+    qkv_TO: Tensor,
+    *others: Tensor,
+    row_sums_HT: Tensor | None = None,
+) -> str:
     """The implementation for a call.
 
     Args:
@@ -92,18 +102,34 @@ def chosen(width: int, spans: Sequence[Span], scoring: Scoring, qkv_TO: Tensor, 
         spans: the documents.
         scoring: how scores are made.
         qkv_TO: queries, keys and values.
-        others: whatever else the implementation reads or writes.
+        others: whatever else the implementation reads or writes, of the same type.
+        row_sums_HT: the sums of rows that it writes or reads, float32.
     """
     names = (_choice.name, *NAMES) if _choice.name else NAMES
-    return next(name for name in names if _computes(name, width, spans, scoring, qkv_TO, *others))
+    tensors = (qkv_TO, *others)
+    sums = () if row_sums_HT is None else (row_sums_HT,)
+    return next(name for name in names if _computes(name, width, spans, scoring, tensors, sums))
 
 
-def _computes(name: str, width: int, spans: Sequence[Span], scoring: Scoring, qkv_TO: Tensor, *others: Tensor) -> bool:
+def _computes(
+    name: str,
+    width: int,
+    spans: Sequence[Span],
+    scoring: Scoring,
+    tensors: tuple[Tensor, ...],
+    sums: tuple[Tensor, ...],
+) -> bool:
+    qkv_TO = tensors[0]
     match name:
         case "native":
-            return _is_causal(spans, scoring) and select.uses_native(qkv_TO, *others)
+            return (
+                _is_causal(spans, scoring)
+                and qkv_TO.dtype in _NATIVE
+                and select.uses_native(*tensors, dtype=qkv_TO.dtype)
+                and select.uses_native(*sums)
+            )
         case "triton":
-            return width <= _WIDEST and select.uses_triton(qkv_TO, *others)
+            return width <= _WIDEST and select.uses_triton(*tensors, *sums)
         case "varlen":
             return (
                 attention_varlen.can(qkv_TO.device, qkv_TO.dtype, width, scoring)

@@ -4,8 +4,9 @@
 
 `hatch_build.py` compiles it when Strop is installed; without it every operation computes with torch. A library of
 another version of the sources says another ABI number and is not used. The environment variable ``STROP_NATIVE`` is
-``off`` (torch computes), or the name of an instruction set (``plain``, ``avx2``, ``avx512``, ``neon``) to use instead
-of the best; all give the same bytes.
+``off`` (torch computes), or the name of an instruction set (``plain``, ``avx2``, ``avx512``, ``amx``, ``neon``) to use
+instead of the best; all give the same bytes, but for products: what attention computes in fused multiply-adds, and in
+bfloat16 by AMX, is rounded otherwise.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def threads() -> int:
 
 
 def instruction_set() -> str:
-    """The instruction set in use: ``avx512``, ``avx2``, ``neon`` or ``plain``; empty without the library."""
+    """The instruction set in use: ``amx``, ``avx512``, ``avx2``, ``neon`` or ``plain``; empty without the library."""
     return bytes(function("isa", "", "s")()).decode() if native() is not None else ""
 
 
@@ -105,7 +106,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     if wish and not library.strop_use(wish.encode()):
         raise UsageError(
             f"STROP_NATIVE={wish}: no such instruction set here",
-            expected="off, or one of plain, avx2, avx512, neon that this CPU has",
+            expected="off, or one of plain, avx2, avx512, amx, neon that this CPU has",
             found=wish,
             do="unset STROP_NATIVE: the best is chosen by itself",
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from strop.kernels import library
 from strop.kernels.triton import found
 
-_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
+_NAMES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "plain": "no vector instructions"}
 
 # What the library's operations on rows are compiled for, by the name in theirs.
 _NUMBERS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

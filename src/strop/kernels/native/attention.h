@@ -39,6 +39,9 @@ typedef struct {
     float (*dot)(const float *a, const float *b, int64_t count);
     /* x_i = factor · x_i */
     void (*scale)(float *x, float factor, int64_t count);
+    /* bfloat16 to float32, and back: to the nearest, of two the even one; NaN stays NaN. */
+    void (*widen)(const uint16_t *from, float *to, int64_t count);
+    void (*narrow)(const float *from, uint16_t *to, int64_t count);
 } attention_rows;
 
 /* c_mn = a · b, or c_mn + a · b where `add`. Element (i, p) of a is a[i · a_row + p · a_column]; b is [k, n], c is

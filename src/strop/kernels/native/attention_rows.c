@@ -129,4 +129,17 @@ static void scale(float *x, float factor, int64_t count) {
     for (int64_t i = 0; i < count; i++) x[i] *= factor;
 }
 
-const attention_rows ISA_NAME(attention_rows) = {softmax, softmax_backward, turn, dot, scale};
+static void widen(const uint16_t *from, float *to, int64_t count) {
+    for (int64_t i = 0; i < count; i++) to[i] = from_bfloat16(from[i]);
+}
+
+/* Half of the last place that stays is added, less a bit where that place is even. NaN keeps its upper bits and
+ * becomes a quiet one, so that it does not round to an infinity. */
+static void narrow(const float *from, uint16_t *to, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = bits_of(from[i]), rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+        to[i] = (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x40u : rounded);
+    }
+}
+
+const attention_rows ISA_NAME(attention_rows) = {softmax, softmax_backward, turn, dot, scale, widen, narrow};

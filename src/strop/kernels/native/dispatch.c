@@ -32,6 +32,7 @@ typedef struct {
 STROP_OPERATIONS(DECLARE_AVX2)
 STROP_OPERATIONS(DECLARE_AVX512)
 static const isa_type isas[] = {
+    {"amx", LEVEL_AMX, STROP_OPERATIONS(ENTRY_AVX512)}, /* attention_amx.c alone knows more */
     {"avx512", LEVEL_AVX512, STROP_OPERATIONS(ENTRY_AVX512)},
     {"avx2", LEVEL_VECTOR, STROP_OPERATIONS(ENTRY_AVX2)},
     {"plain", LEVEL_PLAIN, STROP_OPERATIONS(ENTRY_PLAIN)},
@@ -42,8 +43,9 @@ static int supported(const isa_type *isa) {
     const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (isa->level == LEVEL_PLAIN) return 1;
     if (isa->level == LEVEL_VECTOR) return avx2;
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return avx512 && (isa->level == LEVEL_AVX512 || strop_amx());
 }
 #elif defined(__aarch64__)
 STROP_OPERATIONS(DECLARE_NEON)
@@ -77,7 +79,7 @@ int strop_level(void) { return current()->level; }
 
 STROP_API int strop_abi(void) { return STROP_ABI; }
 
-/* "avx512", "avx2", "neon" or "plain". */
+/* "amx", "avx512", "avx2", "neon" or "plain". */
 STROP_API const char *strop_isa(void) { return current()->name; }
 
 /* Uses the instruction set of that name from now on; 0 when this CPU or build has none, and nothing changes. */

@@ -24,9 +24,13 @@
 #define STROP_JOIN(name, isa) STROP_JOIN_(name, isa)
 #define ISA_NAME(name) STROP_JOIN(name, ISA)
 
-/* The instruction set in use. LEVEL_VECTOR is AVX2 with FMA and F16C on x86-64, NEON on AArch64. */
-enum { LEVEL_PLAIN = 0, LEVEL_VECTOR = 1, LEVEL_AVX512 = 2 };
+/* The instruction set in use. LEVEL_VECTOR is AVX2 with FMA and F16C on x86-64, NEON on AArch64; LEVEL_AMX is AVX-512
+ * with its bfloat16, and tiles that multiply it. */
+enum { LEVEL_PLAIN = 0, LEVEL_VECTOR = 1, LEVEL_AVX512 = 2, LEVEL_AMX = 3 };
 int strop_level(void);
+
+/* Whether this CPU, system and build have AMX; the system is asked for it once. */
+int strop_amx(void);
 
 /* --- pool.c ------------------------------------------------------------------------------------------------------ */
 
