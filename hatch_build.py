@@ -39,7 +39,7 @@ PER_ISA = ("attention_product.c", "attention_rows.c", "nf4.c", *PER_DTYPE)
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
 # Left empty by compilers that do not know what it is written in (gcc before 11, clang before 12).
-AMX = ("attention_amx.c", "attention_amx_backward.c")
+AMX = ("attention_amx.c", "attention_amx_backward.c", "matmul_amx.c")
 
 # No -ffast-math and no contraction to fused multiply-adds: every instruction set gives the same bytes.
 FLAGS = (
@@ -62,7 +62,7 @@ _ISAS = {
     },
     "aarch64": {"plain": (), "neon": ()},
 }
-_AMX_FLAGS = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+_AMX_FLAGS = ("-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mprfchw")
 _MACHINES = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 # Apple silicon began with macOS 11, whatever an older Python says that it was built for.
 _FIRST_MACOS_ARM = (11, 0)

@@ -4,7 +4,9 @@
 
 On a CPU in float32 that is OpenBLAS, where the package `scipy-openblas32` is installed, called from Strop's own threads
 (native/matmul.c): one thread per piece of the product, and pieces that follow from the shape alone, so that the number
-of threads changes no bit. Everywhere else, and without OpenBLAS, it is torch.
+of threads changes no bit. In bfloat16 it is Strop's own (native/matmul_amx.c) on CPUs with AMX: what torch calls there
+compiles code for every shape that it meets, 4 ms and half a MiB each, and a pack of whole documents seldom has the shape
+of another. Everywhere else it is torch.
 
 With two threads on two Zen 4 cores OpenBLAS did 174 GFLOP/s and torch's MKL 128 at 2,048 × 576 × 960, 171 and 74 at
 256 × 576 × 49,152. OpenBLAS' own threads spin while they wait; one that shares its core with another program holds up
@@ -56,7 +58,8 @@ def product(
 ) -> Tensor:
     """Writes alpha · op(a) · op(b) to ``out_MN``, or adds it, and returns ``out_MN``.
 
-    Matrices may be views of wider ones: columns next to each other, rows anywhere. All have one dtype and device.
+    Matrices may be views of wider ones: columns next to each other, rows anywhere. All are on one device and of one
+    dtype, but that ``out_MN`` may be float32 where a and b have 16 bits: with AMX its sums are then not rounded.
 
     Args:
         a_MK: [M, K]; [K, M] with ``transpose_a``.
@@ -77,7 +80,21 @@ def product(
                 *(1.0 if add else 0.0, out_MN.data_ptr(), _row_stride(out_MN)),
             )
             return out_MN
+    if _goes_to_amx(a_MK, b_KN, out_MN):
+        rows, columns = out_MN.shape
+        depth = a_MK.shape[0] if transpose_a else a_MK.shape[1]
+        failed = library.function("matmul_bfloat16", "iilllfplplipli", "i")(
+            *(int(transpose_a), int(transpose_b), rows, columns, depth, alpha),
+            *(a_MK.data_ptr(), _row_stride(a_MK), b_KN.data_ptr(), _row_stride(b_KN), int(add)),
+            *(out_MN.data_ptr(), _row_stride(out_MN), int(out_MN.dtype is torch.float32)),
+        )
+        if failed:
+            raise MemoryError("a matrix product got no memory to work in")
+        return out_MN
     a_MK, b_KN = a_MK.t() if transpose_a else a_MK, b_KN.t() if transpose_b else b_KN
+    if out_MN.dtype is not a_MK.dtype:
+        made_MN = torch.mm(a_MK, b_KN)
+        return out_MN.add_(made_MN, alpha=alpha) if add else out_MN.copy_(made_MN).mul_(alpha)
     if add or alpha != 1.0:
         return out_MN.addmm_(a_MK, b_KN, beta=1.0 if add else 0.0, alpha=alpha)
     return torch.mm(a_MK, b_KN, out=out_MN)
@@ -85,6 +102,16 @@ def product(
 
 def _goes_to_openblas(*matrices: Tensor) -> bool:
     return select.uses_native(*matrices) and uses_openblas() and all(map(_fits, matrices))
+
+
+def _goes_to_amx(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor) -> bool:
+    return (
+        select.uses_native(a_MK, b_KN, dtype=torch.bfloat16)
+        and select.uses_native(out_MN, dtype=torch.float32 if out_MN.dtype is torch.float32 else torch.bfloat16)
+        and uses_amx()
+        and a_MK.numel() > 0
+        and b_KN.numel() > 0
+    )
 
 
 def _fits(matrix: Tensor) -> bool:
@@ -98,23 +125,29 @@ def _row_stride(matrix: Tensor) -> int:
     return matrix.stride(0) if matrix.shape[0] > 1 else max(1, matrix.shape[1])
 
 
-def libraries() -> tuple[str, ...]:
-    """What can compute products here, the best first: ``openblas`` where it is installed, and ``torch``."""
-    return ("openblas", "torch") if _openblas().sgemm else ("torch",)
+def libraries(dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
+    """What can compute products on this CPU, the best first.
+
+    Float32: ``openblas`` where it is installed, and ``torch``. bfloat16: ``amx`` where the CPU has it, and ``torch``.
+    """
+    if dtype is torch.bfloat16:
+        return ("amx", "torch") if library.instruction_set() == "amx" else ("torch",)
+    return ("openblas", "torch") if dtype is torch.float32 and _openblas().sgemm else ("torch",)
 
 
 def use(name: str) -> None:
-    """Computes products with this library from now on, in the whole process.
+    """Computes products with this library from now on, in the whole process, where it knows their dtype.
 
     Raises:
         UsageError: it is none of `libraries`.
     """
-    if name not in libraries():
+    here = dict.fromkeys((*libraries(), *libraries(torch.bfloat16)))
+    if name not in here:
         raise UsageError(
             f"the library {name} for matrix products is not here",
-            expected=" or ".join(libraries()),
+            expected=" or ".join(sorted(here)),
             found=f"{name} ({_openblas().words})" if name == "openblas" else name,
-            do="install scipy-openblas32, or use torch",
+            do="use torch" if name == "amx" else "install scipy-openblas32, or use torch",
         )
     _choice.name = name
 
@@ -132,11 +165,16 @@ def using(name: str) -> Iterator[None]:
 
 def uses_openblas() -> bool:
     """Whether float32 products on a CPU are OpenBLAS'."""
-    return (_choice.name or libraries()[0]) == "openblas"
+    return _choice.name != "torch" and libraries()[0] == "openblas"
+
+
+def uses_amx() -> bool:
+    """Whether bfloat16 products on a CPU are Strop's own."""
+    return _choice.name != "torch" and libraries(torch.bfloat16)[0] == "amx"
 
 
 def describe() -> str:
-    """What computes products on a CPU, for people."""
+    """What computes float32 products on a CPU, for people."""
     if uses_openblas():
         return _openblas().words
     return "torch" if _openblas().sgemm else f"torch ({_openblas().words})"

@@ -230,7 +230,8 @@ def project_backward(
         _accumulate(grad_TP, down_TS[:, place.ranks], _gradients(grads, place)[1])
     if drop is None and low is not torch.float32:
         # One product for the group: each would read x again. In float32 each adds to its gradient by itself.
-        grad_a_SI = grad_down_TS.T @ x_TI
+        grad_a_SI = x_TI.new_empty(grad_down_TS.shape[1], x_TI.shape[1], dtype=torch.float32)
+        product(grad_down_TS, x_TI, grad_a_SI, transpose_a=True)
         for place in places:
             _gradients(grads, place)[0].add_(grad_a_SI[place.ranks])
     else:
@@ -333,10 +334,7 @@ def _room(memory: AdapterMemory, like_TI: Tensor) -> Tensor:
 
 def _accumulate(left_TM: Tensor, right_TN: Tensor, into_MN: Tensor) -> None:
     """into += leftᵀ right, in into's dtype."""
-    if into_MN.dtype is left_TM.dtype:
-        product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
-    else:
-        into_MN.add_((left_TM.T @ right_TN).to(into_MN.dtype))
+    product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
 
 
 def qlora_linear(

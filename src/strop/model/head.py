@@ -128,10 +128,7 @@ class Head:
         if out_NV is None:
             out_NV = hidden_ND.new_empty(len(hidden_ND), len(self.weight_VD))
         for rows, weight_BD in self._blocks(rows_BD):
-            if out_NV.dtype is self.dtype:
-                product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
-            else:
-                out_NV[:, rows] = hidden_ND @ weight_BD.T
+            product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
         if self.bias_V is not None:
             out_NV += self.bias_V.to(out_NV.dtype)
         if self.scale != 1.0:
