@@ -63,7 +63,7 @@ def assert_same_bytes(results, expected):
 
 
 @needs_library
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon"])
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "neon"])
 def test_every_instruction_set_gives_the_same_bytes(isa, restored):
     library.native().strop_use(b"plain")
     expected = everything()
