@@ -76,7 +76,7 @@ def test_a_compiler_that_does_not_know_amx_makes_the_library_without(build, tmp_
     if not build._compilers():
         pytest.skip("no C compiler")
     compiler = tmp_path / "old-cc"
-    refuses = "case \"$*\" in *-mamx*) echo unrecognized option >&2; exit 1;; esac"
+    refuses = 'case "$*" in *-mamx*) echo unrecognized option >&2; exit 1;; esac'
     compiler.write_text(f'#!/bin/sh\n{refuses}\nexec {build._compilers()[0][0]} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
