@@ -4,8 +4,9 @@
 
 The library holds the operations of `strop.kernels` for CPUs. It is plain C11 and knows neither Python nor torch, so
 one wheel serves every Python of a platform. Files in `PER_ISA` are compiled once for each instruction set; which one
-runs is chosen when the library is loaded. What is written for AMX is left empty by compilers that do not know it. Where there is no compiler, or it fails, Strop is installed without the
-library and computes with torch: this file warns and never breaks an installation.
+runs is chosen when the library is loaded. What is written for AMX is left empty by compilers that do not know it. Where
+there is no compiler, or it fails, Strop is installed without the library and computes with torch: this file warns and
+never breaks an installation.
 """
 
 from __future__ import annotations
