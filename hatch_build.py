@@ -4,8 +4,9 @@
 
 The library holds the operations of `strop.kernels` for CPUs. It is plain C11 and knows neither Python nor torch, so
 one wheel serves every Python of a platform. Files in `PER_ISA` are compiled once for each instruction set; which one
-runs is chosen when the library is loaded. Where there is no compiler, or it fails, Strop is installed without the
-library and computes with torch: this file warns and never breaks an installation.
+runs is chosen when the library is loaded. What is written for AMX is left empty by compilers that do not know it. Where
+there is no compiler, or it fails, Strop is installed without the library and computes with torch: this file warns and
+never breaks an installation.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PER_DTYPE = {
 PER_ISA = ("attention_product.c", "attention_rows.c", "nf4.c", *PER_DTYPE)
 # Products of matrices are a library's elsewhere, and no two of them agree: here fused multiply-adds are welcome.
 FUSED = ("attention_product.c",)
-# Left empty by compilers that do not know what it is written in (gcc before 11, clang before 12).
+# Compiled with flags of their own, where the compiler takes them (gcc from 11 on, clang from 12 on), for Linux.
 AMX = ("attention_amx.c", "attention_amx_backward.c", "matmul_amx.c")
 
 # No -ffast-math and no contraction to fused multiply-adds: every instruction set gives the same bytes.

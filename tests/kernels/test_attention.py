@@ -102,7 +102,7 @@ def test_row_sums_are_logarithms_of_sums():
 def test_threads_and_instruction_sets_change_no_bit(spans, width, restored):
     results = {}
     with select.forced("native"):
-        for isa, threads in itertools.product(["plain", "avx2", "avx512", "neon"], [1, 3]):
+        for isa, threads in itertools.product(["plain", "avx2", "avx512", "amx", "neon"], [1, 3]):
             if library.native().strop_use(isa.encode()):
                 library.set_threads(threads)
                 results[isa, threads] = both(spans, 6, 2, width)[2:]

@@ -94,11 +94,13 @@ def test_threads_change_no_bit(isa):
 
 
 def test_instruction_sets_with_fused_multiply_adds_agree_to_the_bit():
-    before, results = library.instruction_set(), []
+    before = library.instruction_set()
     with select.forced("native"):
-        for name in ("avx2", "avx512", "neon"):
-            if library.native().strop_use(name.encode()):
-                results.append(run(PACKS["several prefixes"], 6, 2, 20)[2:])
+        results = [
+            run(PACKS["several prefixes"], 6, 2, 20)[2:]
+            for name in ("avx2", "avx512", "neon")
+            if library.native().strop_use(name.encode())
+        ]
     library.native().strop_use(before.encode())
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))

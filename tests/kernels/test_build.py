@@ -71,6 +71,21 @@ def test_without_a_working_compiler_the_installation_goes_on(build, hook, compil
     assert compiler in warning
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the compiler here is a shell script")
+def test_a_compiler_that_does_not_know_amx_makes_the_library_without(build, tmp_path, monkeypatch):
+    if not build._compilers():
+        pytest.skip("no C compiler")
+    compiler = tmp_path / "old-cc"
+    refuses = 'case "$*" in *-mamx*) echo unrecognized option >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{refuses}\nexec {build._compilers()[0][0]} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    opened, why = library._open(build.compile_library())
+    assert opened is not None, why
+    assert not opened.strop_use(b"amx")
+    assert opened.strop_use(b"plain")
+
+
 def test_a_failing_compile_by_hand_leaves_the_earlier_library(build):
     if not build._compilers():
         pytest.skip("no C compiler")

@@ -73,7 +73,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 
 @needs_library
 @DTYPES
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "neon"])
+@pytest.mark.parametrize("isa", ["amx", "avx512", "avx2", "neon"])
 def test_every_instruction_set_gives_the_same_bytes(isa, dtype, restored):
     library.native().strop_use(b"plain")
     expected = everything(dtype)
