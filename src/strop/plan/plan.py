@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
-        dtype: dtype of activations and products: "float32" or "bfloat16".
+        dtype: dtype of activations and products: "float32" or "bfloat16"; a CPU's is what it is faster in.
         pack_tokens: most tokens in a pack; a longer document has a pack of its own.
         recompute_layers: layers, from the bottom, that keep their input alone and are computed a second time.
         recompute_elementwise: layers above those whose norms and gated products are made a second time.
@@ -59,7 +59,7 @@ class Plan:
         embedding: "memory", "file" to read rows when needed, "host" for a GPU's on the host (a tied one is the head).
         loss_chunk: learned tokens whose logits exist at one time.
         prefixes: "shared" computes what the samples of a pack begin with once, where no dropout tells them apart.
-        matmul: the library of a CPU's float32 products: "openblas" or "torch".
+        matmul: the library of a CPU's float32 products: "openblas" or "torch"; in bfloat16 it is torch.
         threads: threads of a CPU.
         attention: what computes attention on a GPU; a CPU has its own, "native".
         checkpoints: "device", or "host" where layers that are computed a second time keep their input, for a GPU.
@@ -144,7 +144,7 @@ def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:
     """Levers set by hand, from text.
 
     Raises:
-        UsageError: an unknown lever, a value it cannot have, or a device that is not there.
+        UsageError: an unknown lever, a value it cannot have, two that exclude each other, or no such device.
     """
     levers: dict[str, str | int] = {}
     for name, text in overrides.items():
@@ -156,6 +156,13 @@ def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:
                 do="for example --plan.pack_tokens 4096",
             )
         levers[name] = check_device(str(text)) if name == "device" else _value(name, str(text), LEVERS[name])
+    if (levers.get("dtype"), levers.get("matmul")) == ("bfloat16", "openblas"):
+        raise UsageError(
+            "--plan.matmul openblas does nothing in bfloat16",
+            expected="OpenBLAS with float32, or torch with bfloat16",
+            found="--plan.dtype bfloat16 --plan.matmul openblas",
+            do="leave one of the two out",
+        )
     return levers
 
 

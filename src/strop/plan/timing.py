@@ -21,7 +21,7 @@ import torch
 from strop.kernels import blas, library
 from strop.kernels.rms_norm import normalize
 from strop.model.spec import DecoderSpec
-from strop.plan import gpu
+from strop.plan import gpu, precision
 from strop.plan.allocator import return_large_blocks
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock, wall_clock
@@ -32,8 +32,8 @@ from strop.plan.timing_rates import rates
 # Seconds that all matrix products together may take.
 _PRODUCTS_SECONDS = 1.6
 _SECONDS = 0.02
-# Numbers of an operation's largest operand; the ring holds six: 96 MiB in float32 on a CPU, 384 MiB in bfloat16 on a
-# GPU, whose cache holds 50 MB.
+# Numbers of an operation's largest operand; the ring holds six: 96 MiB on a CPU, where this counts float32 numbers,
+# 384 MiB in bfloat16 on a GPU, whose cache holds 50 MB.
 _NUMBERS = 1 << 22
 _GPU_NUMBERS = 1 << 25
 # Rows that a GPU's products are timed with.
@@ -43,10 +43,21 @@ _LAUNCHES = 256
 
 
 def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...], threads: int) -> Machine:
-    """The machine with its rates, for a model on the CPU."""
+    """The machine with its rates, for a model on the CPU.
+
+    Args:
+        machine: as it was looked at.
+        spec: the model.
+        rank: of the adapters.
+        dtypes: of the products, the first also of what lies between them; none for what this CPU is faster in.
+        threads: threads of the CPU.
+    """
     return_large_blocks()
-    bench = Bench(torch.device("cpu"), torch.float32, _NUMBERS, _SECONDS, wall_clock)
     with _threads(threads), torch.no_grad():
+        speeds = None if dtypes == ("float32",) else precision.compare(spec.products)
+        dtypes = dtypes or (precision.taken(speeds),)
+        dtype = getattr(torch, dtypes[0])
+        bench = Bench(torch.device("cpu"), dtype, _NUMBERS * 4 // dtype.itemsize, _SECONDS, wall_clock)
         matmul = _products(spec, dtypes)
         measured = rates(spec, rank, bench)
         bandwidth = _bandwidth(bench, 1 << 26)
@@ -56,6 +67,7 @@ def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         matmul=matmul,
         rates=measured,
         bandwidth=bandwidth,
+        speeds=speeds,
         library_bytes=max(0, held - machine.process_bytes),
     )
 
