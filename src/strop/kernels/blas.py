@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from strop.errors import UsageError
-from strop.kernels import library, select
+from strop.kernels import library, row_pieces, select
 
 # What a BLAS with 32-bit sizes can be asked for.
 _LARGEST = 2**31 - 1
@@ -78,9 +78,18 @@ def product(
             )
             return out_MN
     a_MK, b_KN = a_MK.t() if transpose_a else a_MK, b_KN.t() if transpose_b else b_KN
+    if not transpose_a and row_pieces.applies(a_MK, b_KN, out_MN):
+        return row_pieces.product(a_MK, b_KN, out_MN, alpha=alpha, add=add)
     if add or alpha != 1.0:
         return out_MN.addmm_(a_MK, b_KN, beta=1.0 if add else 0.0, alpha=alpha)
     return torch.mm(a_MK, b_KN, out=out_MN)
+
+
+def inner(left_TM: Tensor, right_TN: Tensor) -> Tensor:
+    """leftᵀ · right, a gradient of weights [M, N]: of bfloat16 on a CPU in float32, else in the dtype of both."""
+    if row_pieces.applies(left_TM, right_TN):
+        return row_pieces.inner(left_TM, right_TN)
+    return left_TM.T @ right_TN
 
 
 def _goes_to_openblas(*matrices: Tensor) -> bool:

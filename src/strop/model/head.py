@@ -131,7 +131,8 @@ class Head:
             if out_NV.dtype is self.dtype:
                 product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
             else:
-                out_NV[:, rows] = hidden_ND @ weight_BD.T
+                low_NB = hidden_ND.new_empty(len(hidden_ND), len(weight_BD))
+                out_NV[:, rows] = product(hidden_ND, weight_BD, low_NB, transpose_b=True)
         if self.bias_V is not None:
             out_NV += self.bias_V.to(out_NV.dtype)
         if self.scale != 1.0:

@@ -109,7 +109,7 @@ def _adapter(spec: DecoderSpec, rank: int, ring: Ring) -> tuple[float, float]:
         if into_MN.dtype is left_TM.dtype:
             blas.product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
         else:
-            into_MN.add_((left_TM.T @ right_TN).to(into_MN.dtype))
+            into_MN.add_(blas.inner(left_TM, right_TN).to(into_MN.dtype))
 
     def forward() -> None:
         blas.product(ring.take(rows, width), a_RI, down_TR, transpose_b=True)
