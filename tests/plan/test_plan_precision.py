@@ -50,7 +50,7 @@ class Processor:
 def compared(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> Speeds:
     monkeypatch.setattr(precision, "_seconds", processor)
     monkeypatch.setattr(blas, "libraries", lambda: ("torch",))
-    monkeypatch.setattr(library, "native", lambda: object())
+    monkeypatch.setattr(library, "native", object)
     speeds = precision.compare(WEIGHTS)
     assert speeds is not None
     return speeds
@@ -158,7 +158,7 @@ def test_where_nothing_was_compared_nothing_is_told():
 
 
 def test_a_run_that_goes_on_keeps_its_dtype_and_says_where_that_is_slow(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(library, "native", lambda: object())
+    monkeypatch.setattr(library, "native", object)
     plan = chosen(box("bfloat16", FAST)).forecast.plan
     slow = chosen(box("bfloat16", SLOW), plan=plan)
     assert slow.forecast.plan == plan
