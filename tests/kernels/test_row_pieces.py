@@ -44,6 +44,18 @@ def test_all_counts_of_rows_are_few_shapes(monkeypatch: pytest.MonkeyPatch):
         made(a, b, out, alpha, add)
 
     monkeypatch.setattr(row_pieces, "_product", spy)
-    for rows in range(9, 2600, 13):
+    for rows in range(9, 9000, 37):
         blas.product(numbers(rows, 8), numbers(8, 8), numbers(rows, 8))
-    assert len(shapes) <= 4
+    assert {rows for (rows, _), _, _ in shapes} == {64, 256, *range(512, 4097, 512)}
+
+
+@pytest.mark.parametrize(("most", "rows"), [(3, 0), (40, 64), (64, 64), (200, 256), (300, 512), (5000, 512)])
+def test_no_padded_piece_is_larger_than_said(most: int, rows: int):
+    assert row_pieces.padded(most) == rows
+    sizes = [
+        size
+        for total in range(1, most + 1)
+        for taken, size in row_pieces._pieces(total)
+        if taken.stop - taken.start < size
+    ]
+    assert max(sizes, default=0) == rows

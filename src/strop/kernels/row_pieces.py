@@ -3,9 +3,10 @@
 torch hands them to oneDNN, which compiles code for every shape that it meets and keeps it: 0.6 to 1.7 MB a shape (torch
 2.13, AMX). A step multiplies in thirty ways, and every pack has another count of rows, so that a run would grow by some
 sixty megabytes with each new length of pack; a small cache (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`) still let a third of it
-grow. Here rows come in pieces of five sizes, the last one padded.
+grow. Here as many rows as are a multiple of 512 are one piece, of 4,096 at most, and the others another, padded: ten
+sizes, of which the packs of a run have few.
 
-    1,900 rows = 1024 + 512 + 256 + 108 of 256            40 rows = 40 of 64
+    1,900 rows = 1536 + 364 of 512            40 rows = 40 of 64
 
 Whoever adds up over rows, as a gradient of weights does, pads with zeros and adds the pieces up in float32.
 """
@@ -17,8 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_PIECES = (1024, 512, 256)
-_SHORT = 64
+_STEP, _LARGEST = 512, 4096
+_SHORT = (64, 256)
 # As few rows as answers have at a time are multiplied as they are: there are few such shapes.
 _FEW = 8
 
@@ -26,6 +27,11 @@ _FEW = 8
 def applies(*matrices: Tensor) -> bool:
     """Whether these are cut: all in bfloat16 on a CPU."""
     return all(matrix.is_cpu and matrix.dtype is torch.bfloat16 for matrix in matrices)
+
+
+def padded(most: int) -> int:
+    """Rows of the largest piece that is padded, of products of up to so many rows."""
+    return 0 if most <= _FEW else next(size for size in (*_SHORT, _STEP) if min(most, _STEP) <= size)
 
 
 def product(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, *, alpha: float = 1.0, add: bool = False) -> Tensor:
@@ -76,6 +82,7 @@ def _pieces(total: int) -> Iterator[tuple[slice, int]]:
     start = 0
     while start < total:
         left = total - start
-        size = next((piece for piece in _PIECES if piece <= left), _SHORT if left <= _SHORT else _PIECES[-1])
+        whole = min(left // _STEP * _STEP, _LARGEST)
+        size = whole or next(size for size in (*_SHORT, _STEP) if left <= size)
         yield slice(start, min(start + size, total)), size
         start += size

@@ -16,7 +16,7 @@ from math import prod
 
 import torch
 
-from strop.kernels import nf4
+from strop.kernels import nf4, row_pieces
 from strop.kernels.attention_scores import score_bytes
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.generate import CACHE_BYTES
@@ -51,7 +51,8 @@ COMPONENTS = (
 _ANSWER_ROWS = 4096
 # What torch's matrix library keeps beyond what it took while it was timed, once it has seen every product of a step:
 # 35 to 64 MB over models of 0.1 and 1 billion weights and packs of 512 and 2,048 tokens (MKL, AVX-512); OpenBLAS takes
-# all of its memory at once.
+# all of its memory at once. In bfloat16 it is code for every size of a product (`strop.kernels.row_pieces`): 47 MB over
+# 12 steps of SmolLM2 beyond what the largest pack had brought (oneDNN, AMX).
 _TORCH_PRODUCT_BYTES = 48 << 20
 # A parameter, its gradient and AdamW's two moments, float32.
 _ADAPTER_BYTES = 16
@@ -95,7 +96,10 @@ def forecast_memory(job: Job, plan: Plan, workload: Workload, machine: Machine) 
     bytes_of["adapters and optimiser"] = job.parameters * (_ADAPTER_BYTES + (0 if item == 4 else item))
     if item != 4:
         # The logits' gradient goes into the product in the compute dtype.
-        bytes_of["loss chunk"] += min(work.loss_chunk, work.learned) * spec.vocabulary * item
+        chunk = min(work.loss_chunk, work.learned)
+        bytes_of["loss chunk"] += chunk * spec.vocabulary * item
+        if not plan.on_gpu:
+            bytes_of["loss chunk"] += row_pieces.padded(chunk) * (spec.vocabulary + spec.hidden) * item
     bytes_of["attention and product buffers"] = machine.library_bytes + _pack_bytes(spec, work)
     bytes_of["attention and product buffers"] += _score_bytes(spec, workload.longest_sample)
     if plan.checkpoints == "host" and not plan.on_gpu:

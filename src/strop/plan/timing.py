@@ -38,6 +38,8 @@ _NUMBERS = 1 << 22
 _GPU_NUMBERS = 1 << 25
 # Rows that a GPU's products are timed with.
 _GPU_ROWS = (1024, 8192)
+# The part of a power of two that the rows of 16-bit products have less, since those are cut into even pieces.
+_UNEVEN = 10
 _COPIED_BYTES = 1 << 28
 _LAUNCHES = 256
 
@@ -151,12 +153,13 @@ def _products(spec: DecoderSpec, dtypes: tuple[str, ...]) -> dict[str, dict[str,
 def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, seconds: float) -> dict[Shape, float]:
     bench = Bench(torch.device("cpu"), dtype, 0, seconds, wall_clock)
     # Three repetitions of the many rows, and a quarter of that for the few.
+    low = dtype is torch.bfloat16
     rows, trial = 64, _product_seconds(bench, 64, inputs, outputs, forward, 0.002)
-    while rows < 1024 and trial * 2 * 3.75 < seconds:
+    while rows < (2048 if low else 1024) and trial * 2 * 3.75 < seconds:
         rows, trial = rows * 2, trial * 2
-    points = {
-        count: _product_seconds(bench, count, inputs, outputs, forward, seconds / 2) for count in (rows // 4, rows)
-    }
+    # As uneven as packs are: what is cut into pieces of a few sizes ends in a padded one.
+    counts = [count - low * count // _UNEVEN for count in (rows // 4, rows)]
+    points = {count: _product_seconds(bench, count, inputs, outputs, forward, seconds / 2) for count in counts}
     return {
         _shape(count, inputs, outputs, forward=forward): 2.0 * count * inputs * outputs / each
         for count, each in points.items()
