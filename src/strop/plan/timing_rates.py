@@ -101,8 +101,6 @@ def _softmax(spec: DecoderSpec, ring: Ring) -> float:
 def _adapter(spec: DecoderSpec, rank: int, ring: Ring) -> tuple[float, float]:
     """A multiplication and addition of the products of an adapter on a square projection, forward and backward."""
     rows, width, full = ring.bench.rows(spec.hidden), spec.hidden, ring.bench.full
-    if ring.bench.dtype is torch.bfloat16:
-        rows -= rows // 10  # packs are uneven, and 16-bit products are cut into even pieces
     a_RI, b_OR = full(rank, width), full(width, rank)
     down_TR, back_TR = full(rows, rank), full(rows, rank)
     grad_b_OR, grad_a_RI = full(width, rank, dtype=torch.float32), full(rank, width, dtype=torch.float32)
