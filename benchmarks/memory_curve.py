@@ -1,6 +1,6 @@
 """Forecast against fact: peak memory and time of a step, over recipes, budgets and models of 0.1, 1 and 7 billion.
 
-    python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--json FILE]
+    python benchmarks/memory_curve.py [--points smollm2,1b,7b] [--dtype float32] [--json FILE]
     python benchmarks/memory_curve.py --points gemma2,qwen3_moe,phi2,baichuan13b,some_experts
 
 Every point is a process of its own. It plans as `strop train` does (probe, forecast, search) for a budget that lies
@@ -191,8 +191,9 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
         return matrix
 
     bias_V = torch.zeros(spec.vocabulary) if spec.head_bias else None
-    head_VD = half().to(torch.float32 if plan.head == "dense" else torch.bfloat16)
-    head = Head(head_VD, torch.float32, torch.bfloat16, bias_V, spec.logit_scale, spec.head_softcap)
+    dtype = getattr(torch, plan.dtype)
+    head_VD = half().to(dtype if plan.head == "dense" else torch.bfloat16)
+    head = Head(head_VD, dtype, torch.bfloat16, bias_V, spec.logit_scale, spec.head_softcap)
     if spec.tied_head:
         embedding = Embedding(head_VD)
     elif plan.embedding == "memory":
@@ -215,10 +216,10 @@ def random_decoder(spec: Any, plan: Any, folder: Path) -> Any:
 
         embedding = Embedding(None, read)
     final_norm = make_norm("model.norm", spec, other)
-    return Decoder(spec, embedding, head, final_norm, layers, torch.float32, buffer)
+    return Decoder(spec, embedding, head, final_norm, layers, dtype, buffer)
 
 
-def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
+def child(point: Point, wanted: Any, dtype: str | None, plan_alone: bool, channel: Any) -> None:
     """One point: plan, load, compute, compare; in a process of its own."""
     from strop.model.families import read_spec
     from strop.model.starter import starter_folder
@@ -239,7 +240,8 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
     )
     dataset = SimpleNamespace(learned=learned, held_out=[])
     began = time.perf_counter()
-    choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted)
+    levers = {"dtype": dtype} if dtype else {}
+    choice = choose(spec, item_bytes, dataset, recipe, steps=point.steps, budget_bytes=wanted, levers=levers)
     planning, forecast = time.perf_counter() - began, choice.forecast
     front = [choice.curve[0].peak_bytes, choice.curve[-1].peak_bytes]
     if plan_alone:
@@ -265,6 +267,8 @@ def child(point: Point, wanted: Any, plan_alone: bool, channel: Any) -> None:
 
 def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Path | None) -> dict[str, Any]:
     """Does what a run does under the plan that was chosen, and says what it took."""
+    import torch
+
     from strop.data.order import step_samples
     from strop.data.packing import pack
     from strop.model.generate import generate
@@ -282,7 +286,8 @@ def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Pa
     clock = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as place:
         if folder:
-            decoder = load_decoder(folder, head=plan.head, embedding=plan.embedding)
+            dtype = getattr(torch, plan.dtype)
+            decoder = load_decoder(folder, plan.device, dtype, head=plan.head, embedding=plan.embedding)
         else:
             decoder = random_decoder(spec, plan, Path(place))
         targets = parse_targets(point.targets, spec.adaptable)
@@ -320,7 +325,9 @@ def compute(point: Point, spec: Any, choice: Any, learned: list[Any], folder: Pa
     }
 
 
-def run_point(point: Point, wanted: int | None, *, plan_alone: bool = False) -> dict[str, Any]:
+def run_point(
+    point: Point, wanted: int | None, dtype: str | None = None, *, plan_alone: bool = False
+) -> dict[str, Any]:
     """Runs a point in a fresh process, or only plans it."""
     # As the command line has it; variables that say which kernels a library takes are not a user's.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -328,7 +335,7 @@ def run_point(point: Point, wanted: int | None, *, plan_alone: bool = False) -> 
         os.environ.pop(name, None)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=child, args=(point, wanted, plan_alone, theirs))
+    process = context.Process(target=child, args=(point, wanted, dtype, plan_alone, theirs))
     process.start()
     theirs.close()
     try:
@@ -346,6 +353,7 @@ def main() -> None:
     parser.add_argument("--points", default="smollm2,1b,7b", help="models, with commas")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", help="numbers of points, with commas, from 0")
+    parser.add_argument("--dtype", help="float32 or bfloat16; by default what strop train takes")
     arguments = parser.parse_args()
     rows = []
     print("| model | adapters | budget | forecast | measured | off by | step forecast | step measured | off by |")
@@ -360,11 +368,11 @@ def main() -> None:
         if wanted is None and point.share < 1:
             low, high = fronts.get(key, (0, 0))
             if not high:
-                low, high = run_point(point, None, plan_alone=True)["front"]
+                low, high = run_point(point, None, arguments.dtype, plan_alone=True)["front"]
                 fronts[key] = (low, high)
             # Processes differ by some MB in what they hold before they start: a little more than the least.
             wanted = int(budget_for(low) * 1.04 + (high - low) * point.share)
-        measured = run_point(point, wanted)
+        measured = run_point(point, wanted, arguments.dtype)
         memory = measured["forecast_bytes"] / measured["peak_bytes"] - 1
         duration = measured["forecast_step_seconds"] / measured["step_seconds"] - 1
         rows.append({**asdict(point), **measured, "memory_off": memory, "time_off": duration})

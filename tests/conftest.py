@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,23 @@ def smollm2_folder() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def timed_once() -> Iterator[None]:
-    """Times the machine once a model and process: plans are then the same from run to run, and tests short."""
+    """Times the machine once a model and process: plans are then the same from run to run, and tests short.
+
+    Whatever this CPU is faster in, it computes in float32 here unless a test names another dtype: bits and tolerances
+    are float32's. `strop.plan.machine.probe` itself is as it is.
+    """
     from functools import cache
 
     from strop.plan import choose
 
+    timed = cache(choose.probe)
+
+    def probe(spec: Any = None, *, device: str | None = None, dtypes: tuple[str, ...] = (), **named: Any) -> Any:
+        on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+        return timed(spec, device=device, dtypes=dtypes or (("float32",) if on_cpu else ()), **named)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose, "probe", cache(choose.probe))
+        patch.setattr(choose, "probe", probe)
         yield
 
 

@@ -359,7 +359,7 @@ def test_doctor_looks_at_this_machine(
     assert findings["machine"]["usable_cores"] >= 1
     assert findings["device"]["kind"] in ("cpu", "cuda", "mps")
     on_gpu = {"gpu_operations", "gpu_attention"} if findings["device"]["kind"] == "cuda" else set()
-    assert set(findings["kernels"]) == {"operations", "matrix_products"} | on_gpu
+    assert set(findings["kernels"]) == {"operations", "matrix_products", "cpu_dtype"} | on_gpu
     assert all(findings["kernels"].values())
     assert findings["cache"] == findings["cache"] | {"folder": str(tmp_path / "cache"), "writable": True}
     assert list((tmp_path / "cache").iterdir()) == []

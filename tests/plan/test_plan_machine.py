@@ -38,7 +38,7 @@ def timed():
         patch.setattr(timing, "_PRODUCTS_SECONDS", 0.05)
         patch.setattr(timing, "_SECONDS", 0.0005)
         patch.setattr(timing, "_NUMBERS", 1 << 12)
-        yield probe(spec(), device="cpu", rank=3, threads=1)
+        yield probe(spec(), device="cpu", rank=3, dtypes=("float32",), threads=1)
 
 
 def test_every_rate_is_timed(timed: Machine):
@@ -61,7 +61,7 @@ def test_what_a_kind_of_model_does_is_timed_as_it_does_it(monkeypatch: pytest.Mo
         {"attention_softcap": 5.0, "rope": RopeSpec(rotary_size=8, interleaved=True)},
     ]
     for changes in kinds:
-        rates = probe(spec(**changes), device="cpu", rank=3, threads=1).rates
+        rates = probe(spec(**changes), device="cpu", rank=3, dtypes=("float32",), threads=1).rates
         assert rates.scored_pair > 0
         assert rates.scored_backward_pair > 0
         assert (rates.head_norm > 0) == (rates.head_norm_backward > 0) == ("qk_norm" in changes)

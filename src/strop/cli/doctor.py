@@ -165,10 +165,10 @@ def _why_no_gpu() -> str:
 
 
 def _kernels(kind: str) -> dict[str, str]:
-    """What computes: the operations and float32 matrix products of a CPU; a GPU's operations and attention."""
+    """What computes: a CPU's operations, float32 matrix products and dtype; a GPU's operations and attention."""
     from strop.kernels import blas, select
 
-    on_cpu = {"operations": select.describe(), "matrix_products": blas.describe()}
+    on_cpu = {"operations": select.describe(), "matrix_products": blas.describe(), "cpu_dtype": _dtype()}
     if kind != "cuda":
         return on_cpu
     import torch
@@ -178,6 +178,19 @@ def _kernels(kind: str) -> dict[str, str]:
     device = torch.device("cuda")
     implementations = ", ".join(attention_choice.available(device))
     return {"gpu_operations": select.describe(device), "gpu_attention": implementations, **on_cpu}
+
+
+def _dtype() -> str:
+    """What a CPU's runs compute in, and the rates of products of a small model that say so."""
+    from strop.plan import precision
+    from strop.run.figures import significant
+
+    speeds = precision.compare([(576, 1536)])
+    if speeds is None:
+        return "float32 (bfloat16 needs the native library)"
+    rates = {"float32": speeds.float32, "bfloat16": speeds.bfloat16}
+    words = ", ".join(f"{name} {significant(rate / 1e9, 3)} GFLOP/s" for name, rate in rates.items())
+    return f"{precision.taken(speeds)}, as a rule: products of {words}"
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from strop.model.source import Note, model_folder
 from strop.plan.apply import make_engine, use_processor
 from strop.plan.choose import default_plan
 from strop.plan.machine import probe
-from strop.plan.plan import Plan
+from strop.plan.plan import CHOICES, Plan
 from strop.recipe import Recipe, from_yaml
 from strop.run.checkpoint import newest_checkpoint
 from strop.run.folder import RunFolder, open_run
@@ -124,6 +124,9 @@ def load_tuned(path: str | Path, note: Note | None = None) -> TunedModel:
             do="put the template back: a tuned model is asked with the prompt that it learned",
         )
     decoder, plan = load_base(folder)
+    tuned_in = run.fact("plan.json", "dtype")
+    if note is not None and tuned_in in CHOICES["dtype"] and tuned_in != plan.dtype:
+        note(f"computing in {plan.dtype}; the run was tuned in {tuned_in}, so that losses differ by its rounding")
     return TunedModel(run, recipe, plan, decoder, read_adapter(adapter_folder, decoder.spec, decoder.device), tokenizer)
 
 

@@ -193,6 +193,7 @@ class Head:
             slope_CV = chunk_CV.to(self.dtype)
             for number, (columns, weight_BD) in enumerate(self._blocks(rows_BD)):
                 product(slope_CV[:, columns], weight_BD, grad_ND[rows], add=number > 0)
+            del slope_CV  # in 16 bits a copy, which must not stand beside the next chunk's product
         if self.scale != 1.0:
             grad_ND *= self.scale
         if weights_N is not None:

@@ -25,7 +25,7 @@ def use_processor(plan: Plan) -> None:
             attention_choice.use(plan.attention)
     if plan.device == "cpu":
         blas.set_threads(plan.threads)
-        blas.use(plan.matmul if plan.matmul in blas.libraries() else "torch")
+        blas.use(plan.matmul if plan.matmul in blas.libraries(getattr(torch, plan.dtype)) else "torch")
 
 
 def make_engine(decoder: AnyDecoder, plan: Plan, work: Work) -> AnyEngine:

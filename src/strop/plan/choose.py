@@ -16,7 +16,7 @@ from strop.kernels import blas
 from strop.model.general.spec import GeneralSpec
 from strop.model.paths import AnySpec
 from strop.model.spec import DecoderSpec
-from strop.plan import gpu
+from strop.plan import gpu, precision
 from strop.plan.budget import budget_for, usable, write_size
 from strop.plan.duration import forecast_time
 from strop.plan.forecast import Choice, Forecast
@@ -78,11 +78,8 @@ def choose(
     budget, source = budget_bytes, "--memory"
     if budget is None:
         budget, source = int(machine.free_bytes * free_share(machine)), "share of free memory"
-    start = replace(
-        default_plan(spec, machine),
-        dense_layers=0,
-        **{name: levers[name] for name in ("device", "dtype", "threads") if name in levers},  # type: ignore[arg-type]
-    )
+    given: Levers = {name: levers[name] for name in ("device", "dtype", "threads") if name in levers}
+    start = replace(default_plan(spec, machine, given), dense_layers=0)
     points = front(job, machine, start, levers)
     return _choice(job, machine, points, budget, source, levers, plan)
 
@@ -130,39 +127,42 @@ def default_plan(spec: AnySpec, machine: Machine, levers: Levers | None = None) 
         machine: what `probe` says.
         levers: levers set by hand.
     """
-    on_gpu = machine.on_gpu
-    layer_bytes = max(spec.weights_below(1), spec.linear_weights // spec.layers) * (2 if on_gpu else 4)
+    on_gpu, levers = machine.on_gpu, levers or {}
+    dtype = str(levers.get("dtype", _dtype(machine)))
+    item = getattr(torch, dtype).itemsize
+    layer_bytes = max(spec.weights_below(1), spec.linear_weights // spec.layers) * item
     plan = Plan(
         device=machine.device,
-        dtype=_dtype(machine),
+        dtype=dtype,
         pack_tokens=8192 if on_gpu else 2048,
         recompute_layers=0,
         recompute_elementwise=0,
         # A quarter of what is free; the cache of keys and values and what else runs here take the rest.
         dense_layers=min(spec.layers, machine.free_bytes // 4 // layer_bytes),
-        head="dense" if spec.vocabulary * spec.hidden * 4 < machine.free_bytes // 4 else "stored",
+        head="dense" if spec.vocabulary * spec.hidden * item < machine.free_bytes // 4 else "stored",
         embedding="memory",
         loss_chunk=256,
         prefixes="shared",
-        matmul="openblas" if not on_gpu and "openblas" in blas.libraries() else "torch",
+        matmul="torch" if on_gpu else blas.libraries(getattr(torch, dtype))[0],
         threads=machine.cores,
     )
     fixed = GENERAL if isinstance(spec, GeneralSpec) else {}
-    return replace(plan, **{**fixed, **(levers or {})})  # type: ignore[arg-type]
+    return replace(plan, **{**fixed, **levers})  # type: ignore[arg-type]
 
 
 def _dtype(machine: Machine) -> str:
-    """What is computed in: on a GPU what was timed, or what it is good at."""
+    """What is computed in: what was timed; else float32, or what a GPU is good at."""
+    if machine.dtype:
+        return machine.dtype
     if not machine.on_gpu:
         return "float32"
-    timed = [dtype for by_dtype in (machine.matmul or {}).values() for dtype in by_dtype]
-    if timed:
-        return timed[0]
     return gpu.default_dtype(machine.device) if torch.cuda.is_available() else "bfloat16"
 
 
 def _timed(job: Job, levers: Levers) -> Machine:
     device, dtype, threads = levers.get("device"), levers.get("dtype"), levers.get("threads")
+    if dtype is None and levers.get("matmul") == "openblas" and (device == "cpu" or not torch.cuda.is_available()):
+        dtype = "float32"  # OpenBLAS knows no other
     return probe(
         job.spec,
         device=str(device) if device else None,
@@ -186,6 +186,8 @@ def _choice(
         workload = packed(job, kept)
         forecast = _forecast(job, kept, workload, machine)
         reason = "The plan that the run began with."
+        if slow := precision.slow(machine.speeds, kept):
+            reason += f" It goes on in bfloat16, since another dtype rounds otherwise, but that is slow here: {slow}."
         curve = forecasts.curve(points, None)
     else:
         fitting = [point for point in points if point.bytes <= usable(budget)]
@@ -196,6 +198,9 @@ def _choice(
         workload, forecast = chosen.workload, forecasts.of(chosen)
         curve = forecasts.curve(points, chosen)
         reason = reason_of(forecast, curve, budget, source)
+        if chosen.plan.dtype == "bfloat16" and machine.speeds is not None:
+            words = precision.in_words(machine.speeds, chosen.plan.dtype)
+            reason += f" {words[0].upper()}{words[1:]}."
     packings = tuple({id(point.workload): point.workload for point in points}.values())
     return Choice(forecast, curve, budget, source, reason, machine, workload, (workload, *packings))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from strop.plan import precision
 from strop.plan.budget import budget_for, write_size
 from strop.plan.forecast import Choice, Forecast
 from strop.plan.plan import Plan
@@ -93,7 +94,10 @@ def time_rows(forecast: Forecast) -> list[tuple[str, str]]:
 def circumstances(choice: Choice) -> list[tuple[str, str]]:
     """What has to be computed, and what on."""
     path = [("path", choice.path)] if choice.path else []
-    return [*path, ("work", _work(choice.workload)), ("machine", _machine(choice.machine, choice.forecast.plan))]
+    machine, plan = choice.machine, choice.forecast.plan
+    words = precision.in_words(machine.speeds, plan.dtype)
+    dtype = [("dtype", words)] if words else []
+    return [*path, ("work", _work(choice.workload)), ("machine", _machine(machine, plan)), *dtype]
 
 
 def _work(work: Workload) -> str:

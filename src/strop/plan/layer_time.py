@@ -296,7 +296,9 @@ class _Layer:
         numbers, spec = self.rows * self.spec.hidden, self.spec
         normed = sum(name in spec.norms for name in (ATTENTION_OUTPUT_NORM, MLP_OUTPUT_NORM))
         scaled = 2 * (spec.residual_scale != 1.0)
-        forward = 2 * numbers + 1.5 * max(normed, scaled) * numbers
+        # In 16 bits what a group with adapters gives is made first and added by itself.
+        apart = (self.plan.dtype != "float32") * (self._targeted(_OUT) + self._targeted(_DOWN))
+        forward = 2 * numbers + 1.5 * max(normed, scaled, apart) * numbers
         backward = 0.5 * normed * numbers + scaled * numbers
         if spec.norm_placement == "parallel":
             backward += 1.5 * self.tokens * spec.hidden

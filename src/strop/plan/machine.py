@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from strop.kernels.qlora_linear import BLOCK_WEIGHTS
 from strop.model.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from strop.plan.precision import Speeds
 
 
 class Shape(NamedTuple):
@@ -32,7 +35,7 @@ class Rates:
     """Seconds that things take.
 
     Attributes:
-        dequantise: a weight, NF4 to float32.
+        dequantise: a weight, NF4 to the compute dtype.
         quantise: a weight, to NF4.
         widen: a weight, 16 bits to float32.
         norm: a number.
@@ -104,6 +107,7 @@ class Machine:
         launch: seconds that the host takes to launch an operation on a GPU; 0 on a CPU, where it computes itself.
         host_free_bytes: what is free of the machine's own memory, beside a GPU's.
         attention: what computes attention fastest on a GPU (`Plan.attention`).
+        speeds: products of a CPU in float32 and in bfloat16; None where they were not compared.
         matmul: library → dtype → shape → floating-point operations per second.
         rates: the rest; None where nothing was timed.
     """
@@ -123,6 +127,13 @@ class Machine:
     launch: float = 0.0
     host_free_bytes: int = 0
     attention: str = "native"
+    speeds: Speeds | None = None
+
+    @property
+    def dtype(self) -> str:
+        """What was timed; empty where nothing was."""
+        timed = [dtype for by_dtype in (self.matmul or {}).values() for dtype in by_dtype]
+        return timed[0] if timed else ""
 
     @property
     def on_gpu(self) -> bool:
@@ -161,6 +172,7 @@ class Machine:
             "launch_seconds": self.launch,
             "host_free_bytes": self.host_free_bytes,
             "attention": self.attention,
+            "dtypes": {"float32": self.speeds.float32, "bfloat16": self.speeds.bfloat16} if self.speeds else {},
             "matmul": [
                 {"library": library, "dtype": dtype, **shape._asdict(), "flops_per_s": rate}
                 for library, by_dtype in (self.matmul or {}).items()
@@ -215,7 +227,7 @@ def probe(
         spec: the model; None to time nothing.
         device: "cpu", "cuda" or "cuda:N"; by default a GPU where there is one.
         rank: of the adapters.
-        dtypes: of the products; by default float32 on a CPU, bfloat16 on a GPU.
+        dtypes: what to time in; by default what a CPU is faster in (`strop.plan.precision`), bfloat16 on a GPU.
         threads: of the CPU; by default all cores.
     """
     import torch
@@ -236,7 +248,7 @@ def probe(
         return machine
     from strop.plan.timing import time_cpu
 
-    return time_cpu(machine, spec, rank, dtypes or ("float32",), threads or machine.cores)
+    return time_cpu(machine, spec, rank, dtypes, threads or machine.cores)
 
 
 def _look_at_gpu(device: str) -> Machine:

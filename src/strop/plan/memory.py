@@ -51,7 +51,8 @@ COMPONENTS = (
 _ANSWER_ROWS = 4096
 # What torch's matrix library keeps beyond what it took while it was timed, once it has seen every product of a step:
 # 35 to 64 MB over models of 0.1 and 1 billion weights and packs of 512 and 2,048 tokens (MKL, AVX-512); OpenBLAS takes
-# all of its memory at once.
+# all of its memory at once. In bfloat16, which it computes only where somebody asks for it, it is code for every shape
+# that it meets, up to a gigabyte over a run, and this too little.
 _TORCH_PRODUCT_BYTES = 48 << 20
 # A parameter, its gradient and AdamW's two moments, float32.
 _ADAPTER_BYTES = 16

@@ -20,7 +20,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "head": ("dense", "stored"),
     "embedding": ("memory", "file", "host"),
     "prefixes": ("shared", "repeated"),
-    "matmul": ("openblas", "torch"),
+    "matmul": ("amx", "openblas", "torch"),
     "attention": ("native", "triton", "varlen", "sdpa", "plain"),
     "checkpoints": ("device", "host"),
     "base": ("device", "host"),
@@ -50,7 +50,7 @@ class Plan:
 
     Attributes:
         device: "cpu", "cuda" or "cuda:N".
-        dtype: dtype of activations and products: "float32" or "bfloat16".
+        dtype: dtype of activations and products: "float32" or "bfloat16"; a CPU's is what it is faster in.
         pack_tokens: most tokens in a pack; a longer document has a pack of its own.
         recompute_layers: layers, from the bottom, that keep their input alone and are computed a second time.
         recompute_elementwise: layers above those whose norms and gated products are made a second time.
@@ -59,7 +59,7 @@ class Plan:
         embedding: "memory", "file" to read rows when needed, "host" for a GPU's on the host (a tied one is the head).
         loss_chunk: learned tokens whose logits exist at one time.
         prefixes: "shared" computes what the samples of a pack begin with once, where no dropout tells them apart.
-        matmul: the library of a CPU's float32 products: "openblas" or "torch".
+        matmul: what computes a CPU's products: "openblas" in float32, "amx" in bfloat16, or "torch".
         threads: threads of a CPU.
         attention: what computes attention on a GPU; a CPU has its own, "native".
         checkpoints: "device", or "host" where layers that are computed a second time keep their input, for a GPU.
@@ -144,7 +144,7 @@ def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:
     """Levers set by hand, from text.
 
     Raises:
-        UsageError: an unknown lever, a value it cannot have, or a device that is not there.
+        UsageError: an unknown lever, a value it cannot have, two that exclude each other, or no such device.
     """
     levers: dict[str, str | int] = {}
     for name, text in overrides.items():
@@ -156,6 +156,14 @@ def read_levers(overrides: Mapping[str, str]) -> dict[str, str | int]:
                 do="for example --plan.pack_tokens 4096",
             )
         levers[name] = check_device(str(text)) if name == "device" else _value(name, str(text), LEVERS[name])
+    asked = f"{levers.get('matmul')} {levers.get('dtype')}"
+    if asked in ("openblas bfloat16", "amx float32"):
+        raise UsageError(
+            f"--plan.matmul {levers['matmul']} does nothing in {levers['dtype']}",
+            expected="openblas with float32, amx with bfloat16, or torch",
+            found=f"--plan.dtype {levers['dtype']} --plan.matmul {levers['matmul']}",
+            do="leave one of the two out",
+        )
     return levers
 
 

@@ -21,7 +21,7 @@ import torch
 from strop.kernels import blas, library
 from strop.kernels.rms_norm import normalize
 from strop.model.spec import DecoderSpec
-from strop.plan import gpu
+from strop.plan import gpu, precision
 from strop.plan.allocator import return_large_blocks
 from strop.plan.bench import Bench
 from strop.plan.clocks import EventClock, wall_clock
@@ -32,8 +32,8 @@ from strop.plan.timing_rates import rates
 # Seconds that all matrix products together may take.
 _PRODUCTS_SECONDS = 1.6
 _SECONDS = 0.02
-# Numbers of an operation's largest operand; the ring holds six: 96 MiB in float32 on a CPU, 384 MiB in bfloat16 on a
-# GPU, whose cache holds 50 MB.
+# Numbers of an operation's largest operand; the ring holds six: 96 MiB on a CPU, where this counts float32 numbers,
+# 384 MiB in bfloat16 on a GPU, whose cache holds 50 MB.
 _NUMBERS = 1 << 22
 _GPU_NUMBERS = 1 << 25
 # Rows that a GPU's products are timed with.
@@ -43,10 +43,21 @@ _LAUNCHES = 256
 
 
 def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, ...], threads: int) -> Machine:
-    """The machine with its rates, for a model on the CPU."""
+    """The machine with its rates, for a model on the CPU.
+
+    Args:
+        machine: as it was looked at.
+        spec: the model.
+        rank: of the adapters.
+        dtypes: of the products, the first also of what lies between them; none for what this CPU is faster in.
+        threads: threads of the CPU.
+    """
     return_large_blocks()
-    bench = Bench(torch.device("cpu"), torch.float32, _NUMBERS, _SECONDS, wall_clock)
     with _threads(threads), torch.no_grad():
+        speeds = None if dtypes == ("float32",) else precision.compare(spec.products)
+        dtypes = dtypes or (precision.taken(speeds),)
+        dtype = getattr(torch, dtypes[0])
+        bench = Bench(torch.device("cpu"), dtype, _NUMBERS * 4 // dtype.itemsize, _SECONDS, wall_clock)
         matmul = _products(spec, dtypes)
         measured = rates(spec, rank, bench)
         bandwidth = _bandwidth(bench, 1 << 26)
@@ -56,6 +67,7 @@ def time_cpu(machine: Machine, spec: DecoderSpec, rank: int, dtypes: tuple[str, 
         matmul=matmul,
         rates=measured,
         bandwidth=bandwidth,
+        speeds=speeds,
         library_bytes=max(0, held - machine.process_bytes),
     )
 
@@ -124,7 +136,7 @@ def _shape(rows: int, inputs: int, outputs: int, *, forward: bool) -> Shape:
 
 def _products(spec: DecoderSpec, dtypes: tuple[str, ...]) -> dict[str, dict[str, dict[Shape, float]]]:
     """Rates of the model's products, at two counts of rows: as many as the time allows, and a quarter of them."""
-    kinds = [(name, dtype) for dtype in dtypes for name in (blas.libraries() if dtype == "float32" else ("torch",))]
+    kinds = [(name, dtype) for dtype in dtypes for name in _libraries(dtype)]
     weights = sorted(_weights(spec))
     each = _PRODUCTS_SECONDS / (len(kinds) * len(weights) * 2)
     matmul: dict[str, dict[str, dict[Shape, float]]] = {}
@@ -136,15 +148,21 @@ def _products(spec: DecoderSpec, dtypes: tuple[str, ...]) -> dict[str, dict[str,
     return matmul
 
 
+def _libraries(dtype: str) -> tuple[str, ...]:
+    """What is timed: torch's bfloat16 only where there is nothing else, for it keeps code for every shape it meets."""
+    names = blas.libraries(getattr(torch, dtype))
+    return names if dtype == "float32" else names[:1]
+
+
 def _product(inputs: int, outputs: int, dtype: torch.dtype, forward: bool, seconds: float) -> dict[Shape, float]:
     bench = Bench(torch.device("cpu"), dtype, 0, seconds, wall_clock)
     # Three repetitions of the many rows, and a quarter of that for the few.
+    low = dtype is torch.bfloat16
     rows, trial = 64, _product_seconds(bench, 64, inputs, outputs, forward, 0.002)
-    while rows < 1024 and trial * 2 * 3.75 < seconds:
+    while rows < (2048 if low else 1024) and trial * 2 * 3.75 < seconds:
         rows, trial = rows * 2, trial * 2
-    points = {
-        count: _product_seconds(bench, count, inputs, outputs, forward, seconds / 2) for count in (rows // 4, rows)
-    }
+    counts = (rows // 4, rows)
+    points = {count: _product_seconds(bench, count, inputs, outputs, forward, seconds / 2) for count in counts}
     return {
         _shape(count, inputs, outputs, forward=forward): 2.0 * count * inputs * outputs / each
         for count, each in points.items()

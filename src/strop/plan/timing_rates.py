@@ -106,10 +106,7 @@ def _adapter(spec: DecoderSpec, rank: int, ring: Ring) -> tuple[float, float]:
     grad_b_OR, grad_a_RI = full(width, rank, dtype=torch.float32), full(rank, width, dtype=torch.float32)
 
     def accumulate(left_TM: torch.Tensor, right_TN: torch.Tensor, into_MN: torch.Tensor) -> None:
-        if into_MN.dtype is left_TM.dtype:
-            blas.product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
-        else:
-            into_MN.add_((left_TM.T @ right_TN).to(into_MN.dtype))
+        blas.product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
 
     def forward() -> None:
         blas.product(ring.take(rows, width), a_RI, down_TR, transpose_b=True)
