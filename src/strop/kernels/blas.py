@@ -83,6 +83,30 @@ def product(
     return torch.mm(a_MK, b_KN, out=out_MN)
 
 
+def product_in_float32(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """a · b in float32 [M, N], which 16-bit operands are multiplied and summed in.
+
+    On a CUDA device it is never rounded, where torch can do that (2.8 and later); elsewhere it is rounded once to the
+    operands' dtype.
+    """
+    if a_MK.is_cuda and a_MK.itemsize < 4 and _keeps_float32(a_MK.device, a_MK.dtype):
+        wide_MN: Tensor = torch.mm(a_MK, b_KN, out_dtype=torch.float32)
+        return wide_MN
+    return (a_MK @ b_KN).float()
+
+
+@cache
+def _keeps_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch writes the product of 16-bit matrices in float32 here: tried once, as it is used."""
+    rows_KM = torch.full((64, 16), 1.0, dtype=dtype, device=device)
+    rows_KM[0] = 2.0**-5
+    try:
+        made = torch.mm(rows_KM[:, :8].t(), rows_KM, out_dtype=torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return made.dtype is torch.float32 and bool((made == 63 + 2.0**-10).all())
+
+
 def _goes_to_openblas(*matrices: Tensor) -> bool:
     return select.uses_native(*matrices) and uses_openblas() and all(map(_fits, matrices))
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from strop.kernels import nf4, select
-from strop.kernels.blas import product
+from strop.kernels.blas import product, product_in_float32
 from strop.kernels.dropout import add_dropped, dropout, dropout_into, keep_mask
 from strop.kernels.frozen_group import BLOCK_WEIGHTS, FrozenGroup, WeightBuffer
 
@@ -230,7 +230,7 @@ def project_backward(
         _accumulate(grad_TP, down_TS[:, place.ranks], _gradients(grads, place)[1])
     if drop is None and low is not torch.float32:
         # One product for the group: each would read x again. In float32 each adds to its gradient by itself.
-        grad_a_SI = grad_down_TS.T @ x_TI
+        grad_a_SI = product_in_float32(grad_down_TS.T, x_TI)
         for place in places:
             _gradients(grads, place)[0].add_(grad_a_SI[place.ranks])
     else:
@@ -336,7 +336,7 @@ def _accumulate(left_TM: Tensor, right_TN: Tensor, into_MN: Tensor) -> None:
     if into_MN.dtype is left_TM.dtype:
         product(left_TM, right_TN, into_MN, transpose_a=True, add=True)
     else:
-        into_MN.add_((left_TM.T @ right_TN).to(into_MN.dtype))
+        into_MN.add_(product_in_float32(left_TM.T, right_TN))
 
 
 def qlora_linear(
