@@ -83,16 +83,23 @@ def product(
     return torch.mm(a_MK, b_KN, out=out_MN)
 
 
-def product_in_float32(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+def product_in_float32(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor | None = None) -> Tensor:
     """a · b in float32 [M, N], which 16-bit operands are multiplied and summed in.
 
     On a CUDA device it is never rounded, where torch can do that (2.8 and later); elsewhere it is rounded once to the
     operands' dtype.
+
+    Args:
+        a_MK: [M, K].
+        b_KN: [K, N].
+        out_MN: float32, written and returned; made where it is not given.
     """
-    if a_MK.is_cuda and a_MK.itemsize < 4 and _keeps_float32(a_MK.device, a_MK.dtype):
-        wide_MN: Tensor = torch.mm(a_MK, b_KN, out_dtype=torch.float32)
+    whole = out_MN is None or out_MN.is_contiguous()
+    if a_MK.is_cuda and a_MK.itemsize < 4 and whole and _keeps_float32(a_MK.device, a_MK.dtype):
+        wide_MN: Tensor = torch.mm(a_MK, b_KN, out_dtype=torch.float32, out=out_MN)
         return wide_MN
-    return (a_MK @ b_KN).float()
+    rounded_MN = a_MK @ b_KN
+    return rounded_MN.float() if out_MN is None else out_MN.copy_(rounded_MN)
 
 
 @cache
@@ -100,11 +107,13 @@ def _keeps_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch writes the product of 16-bit matrices in float32 here: tried once, as it is used."""
     rows_KM = torch.full((64, 16), 1.0, dtype=dtype, device=device)
     rows_KM[0] = 2.0**-5
+    given = torch.empty(8, 16, dtype=torch.float32, device=device)
     try:
         made = torch.mm(rows_KM[:, :8].t(), rows_KM, out_dtype=torch.float32)
+        torch.mm(rows_KM[:, :8].t(), rows_KM, out_dtype=torch.float32, out=given)
     except (RuntimeError, TypeError, NotImplementedError):
         return False
-    return made.dtype is torch.float32 and bool((made == 63 + 2.0**-10).all())
+    return made.dtype is torch.float32 and bool(((made == 63 + 2.0**-10) & (given == made)).all())
 
 
 def _goes_to_openblas(*matrices: Tensor) -> bool:

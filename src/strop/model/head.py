@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strop.kernels.blas import product
+from strop.kernels.blas import product, product_in_float32
 from strop.kernels.cross_entropy import softmax_gradient_, token_losses
 from strop.kernels.widen import widen
 
@@ -131,7 +131,7 @@ class Head:
             if out_NV.dtype is self.dtype:
                 product(hidden_ND, weight_BD, out_NV[:, rows], transpose_b=True)
             else:
-                out_NV[:, rows] = hidden_ND @ weight_BD.T
+                product_in_float32(hidden_ND, weight_BD.T, out_NV[:, rows])
         if self.bias_V is not None:
             out_NV += self.bias_V.to(out_NV.dtype)
         if self.scale != 1.0:
