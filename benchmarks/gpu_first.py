@@ -85,7 +85,7 @@ def steps(given: argparse.Namespace, folder: Path) -> list[Step]:
         Step("training", 120, tests("tests/gpu/test_gpu_training.py")),
         Step("memory", 90, (*pytest, "tests/gpu/test_gpu_memory.py")),
         Step("timings", 100, (script["kernels"], *flags, "--json", str(folder / "kernels.json"), *_quick(given))),
-        Step("losses", 100, (script["losses"], *flags, "--steps", "20", "--folder", str(folder))),
+        Step("losses", 130, (script["losses"], *flags, "--steps", "20", "--folder", str(folder))),
         Step("seed", float("inf"), (script["seed_job"], *flags, *sides)),
     ]
 
