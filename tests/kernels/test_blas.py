@@ -119,3 +119,56 @@ def test_a_choice_ends_with_its_block():
     assert blas.describe() == before
     with pytest.raises(UsageError, match="mkl"):
         blas.use("mkl")
+
+
+class OnCard(torch.Tensor):
+    """A tensor that says that it lies on a card."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """The calls of `torch.mm` that ask for another dtype, made as a card makes them."""
+    calls, mm = [], torch.mm
+
+    def as_on_a_card(a, b, *, out_dtype=None, **rest):
+        if out_dtype is None:
+            return mm(a, b, **rest)
+        calls.append(out_dtype)
+        return mm(a.float(), b.float(), **rest)
+
+    monkeypatch.setattr(torch, "mm", as_on_a_card)
+    blas._keeps_float32.cache_clear()
+    yield calls
+    blas._keeps_float32.cache_clear()
+
+
+def test_a_card_does_not_round_a_product_that_is_wanted_in_float32(multiplied):
+    a, b = (matrix(40, 24, seed, 0).bfloat16() for seed in (1, 2))
+    exact = a.double().T @ b.double()
+    on_card = blas.product_in_float32(a.as_subclass(OnCard).t(), b.as_subclass(OnCard))
+    rounded = blas.product_in_float32(a.t(), b)
+    assert on_card.dtype is rounded.dtype is torch.float32
+    assert (on_card - exact).norm() < 1e-5 * exact.norm() < (rounded - exact).norm()
+    assert multiplied == [torch.float32] * 3, "twice to try, once for the product"
+    given = torch.empty(24, 24)
+    blas.product_in_float32(a.as_subclass(OnCard).t(), b.as_subclass(OnCard), given)
+    assert torch.equal(given, on_card)
+    assert len(multiplied) == 4
+    wider = torch.empty(24, 30)
+    blas.product_in_float32(a.as_subclass(OnCard).t(), b.as_subclass(OnCard), wider[:, :24])
+    assert torch.equal(wider[:, :24], rounded), "columns of wider memory are written by a copy"
+
+
+@pytest.mark.parametrize("fault", ["refuses", "rounds"])
+def test_where_torch_cannot_keep_float32_it_is_not_asked_to(fault, multiplied, monkeypatch):
+    def faulty(a, b, *, out_dtype, out=None):
+        if fault == "refuses":
+            raise NotImplementedError("'aten::mm.dtype' with arguments from the 'CUDA' backend")
+        made = (a @ b).to(out_dtype)
+        return made if out is None else out.copy_(made)
+
+    monkeypatch.setattr(torch, "mm", faulty)
+    a, b = (matrix(40, 24, seed, 0).bfloat16().as_subclass(OnCard) for seed in (1, 2))
+    assert torch.equal(blas.product_in_float32(a.t(), b), (a.t() @ b).float())

@@ -13,7 +13,15 @@ from strop.model import batch as batch_module
 from strop.model.batch import Batch, uploads
 from strop.model.streams import Aside
 
-GPU = SimpleNamespace(type="cuda")
+
+class FakeGpu(SimpleNamespace):
+    """A device with a name, as `torch.device` has one."""
+
+    def __str__(self) -> str:
+        return "cuda:0"
+
+
+GPU = FakeGpu(type="cuda")
 
 
 class FakeCuda:
@@ -21,10 +29,12 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.streams = 0
         self.inside = "computing"
         self.computing = FakeStream(self, "computing")
 
     def stream(self, device: object = None) -> FakeStream:
+        self.streams += 1
         return FakeStream(self, "aside")
 
     def event(self) -> FakeEvent:
@@ -74,13 +84,15 @@ class Noted:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     fake = FakeCuda()
     monkeypatch.setattr(torch.cuda, "Stream", fake.stream)
     monkeypatch.setattr(torch.cuda, "Event", fake.event)
     monkeypatch.setattr(torch.cuda, "stream", fake.within)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: fake.computing)
-    return fake
+    batch_module._side_stream.cache_clear()
+    yield fake
+    batch_module._side_stream.cache_clear()
 
 
 def test_a_copy_comes_after_what_was_launched_and_before_what_waits_for_it(cuda: FakeCuda):
@@ -128,3 +140,5 @@ def test_the_next_pack_is_on_its_way_while_one_is_computed(cuda: FakeCuda, monke
         *("aside: c is sent", "b is computed", waits, "c is computed"),
     ]
     assert cuda.log.count("b is used by computing") == 5, "its memory goes to nobody else before that is done"
+    assert len(list(uploads(["d", "e"], GPU))) == 2  # type: ignore[arg-type]
+    assert cuda.streams == 1, "a stream a step would hold memory of its own for each"

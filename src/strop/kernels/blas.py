@@ -59,7 +59,8 @@ def product(
     """Writes alpha · op(a) · op(b) to ``out_MN``, or adds it, and returns ``out_MN``.
 
     Matrices may be views of wider ones: columns next to each other, rows anywhere. All are on one device and of one
-    dtype, but that ``out_MN`` may be float32 where a and b have 16 bits: with AMX its sums are then not rounded.
+    dtype, but that ``out_MN`` may be float32 where a and b have 16 bits: with AMX, and on CUDA devices where torch
+    can, its sums are then not rounded.
 
     Args:
         a_MK: [M, K]; [K, M] with ``transpose_a``.
@@ -93,11 +94,46 @@ def product(
         return out_MN
     a_MK, b_KN = a_MK.t() if transpose_a else a_MK, b_KN.t() if transpose_b else b_KN
     if out_MN.dtype is not a_MK.dtype:
-        made_MN = torch.mm(a_MK, b_KN)
-        return out_MN.add_(made_MN, alpha=alpha) if add else out_MN.copy_(made_MN).mul_(alpha)
+        if add:
+            return out_MN.add_(product_in_float32(a_MK, b_KN), alpha=alpha)
+        product_in_float32(a_MK, b_KN, out_MN)
+        return out_MN if alpha == 1.0 else out_MN.mul_(alpha)
     if add or alpha != 1.0:
         return out_MN.addmm_(a_MK, b_KN, beta=1.0 if add else 0.0, alpha=alpha)
     return torch.mm(a_MK, b_KN, out=out_MN)
+
+
+def product_in_float32(a_MK: Tensor, b_KN: Tensor, out_MN: Tensor | None = None) -> Tensor:
+    """a · b in float32 [M, N], which 16-bit operands are multiplied and summed in.
+
+    On a CUDA device it is never rounded, where torch can do that (2.8 and later); elsewhere it is rounded once to the
+    operands' dtype.
+
+    Args:
+        a_MK: [M, K].
+        b_KN: [K, N].
+        out_MN: float32, written and returned; made where it is not given.
+    """
+    whole = out_MN is None or out_MN.is_contiguous()
+    if a_MK.is_cuda and a_MK.itemsize < 4 and whole and _keeps_float32(a_MK.device, a_MK.dtype):
+        wide_MN: Tensor = torch.mm(a_MK, b_KN, out_dtype=torch.float32, out=out_MN)
+        return wide_MN
+    rounded_MN = a_MK @ b_KN
+    return rounded_MN.float() if out_MN is None else out_MN.copy_(rounded_MN)
+
+
+@cache
+def _keeps_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch writes the product of 16-bit matrices in float32 here: tried once, as it is used."""
+    rows_KM = torch.full((64, 16), 1.0, dtype=dtype, device=device)
+    rows_KM[0] = 2.0**-5
+    given = torch.empty(8, 16, dtype=torch.float32, device=device)
+    try:
+        made = torch.mm(rows_KM[:, :8].t(), rows_KM, out_dtype=torch.float32)
+        torch.mm(rows_KM[:, :8].t(), rows_KM, out_dtype=torch.float32, out=given)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return made.dtype is torch.float32 and bool(((made == 63 + 2.0**-10) & (given == made)).all())
 
 
 def _goes_to_openblas(*matrices: Tensor) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -102,7 +103,7 @@ def uploads(packs: Sequence[PackArrays], device: torch.device) -> Iterator[Batch
     if device.type != "cuda":
         yield from (make_batch(pack, device) for pack in packs)
         return
-    side, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side, computing = _side_stream(str(device)), torch.cuda.current_stream(device)
     following: Batch | None = None
     for number in range(len(packs) + 1):
         batch = following
@@ -115,6 +116,12 @@ def uploads(packs: Sequence[PackArrays], device: torch.device) -> Iterator[Batch
             computing.wait_stream(side)
             for part in _tensors(following):
                 part.record_stream(computing)
+
+
+@cache
+def _side_stream(device: str) -> torch.cuda.Stream:
+    """One for all steps: torch's allocator keeps memory for each stream by itself, 2 MiB at least."""
+    return torch.cuda.Stream(device)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

@@ -143,7 +143,8 @@ class Machine:
     def product_seconds(self, library: str, dtype: str, inputs: int, outputs: int, *, forward: bool) -> Line:
         """Seconds of a product with a frozen weight [outputs, inputs], by rows.
 
-        Where the library was not timed in this dtype, because it is not here or does not know it, torch computes.
+        Where the library was not timed in this dtype, because it is not here or does not know it, the times are
+        another's.
 
         Raises:
             KeyError: no such product was timed.
@@ -151,7 +152,8 @@ class Machine:
         columns = min(outputs, block_rows(inputs))
         k, n = (inputs, columns) if forward else (columns, inputs)
         by_library = self.matmul or {}
-        timed = by_library.get(library, {}).get(dtype) or by_library["torch"][dtype]
+        others = [by_dtype[dtype] for by_dtype in by_library.values() if dtype in by_dtype]
+        timed = by_library.get(library, {}).get(dtype) or (others[-1] if others else {})
         points = sorted((s.m, 2.0 * s.m * k * n / rate) for s, rate in timed.items() if s[1:] == (k, n, forward))
         if not points:
             raise KeyError((library, dtype, k, n, forward))

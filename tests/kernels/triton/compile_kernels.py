@@ -9,19 +9,15 @@ Run in a process of its own: where Triton interprets kernels it cannot compile t
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(1, str(Path(__file__).parents[3] / "benchmarks"))
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction, mangle_type
 
+from card.compiling import Recorder, resources
 from strop.kernels import attention, layer_norm, nf4, rms_norm, rope, select, swiglu
 from strop.kernels.activation import apply, apply_backward_
 from strop.kernels.attention import Scoring, Span
@@ -32,44 +28,9 @@ from strop.kernels.triton import attention as attention_kernels
 from strop.kernels.triton import launch, qlora_matmul, tuning
 from strop.kernels.triton.attention_tiles import CONFIGS
 
-compiled: dict[str, dict[str, int]] = {}
 quick = "quick" in sys.argv
 targets = [int(word) for word in sys.argv[1:] if word.isdigit()]
-labels: list[str] = []
-
-
-def compile_launch(self, *args, grid, warmup, **kwargs):
-    """In place of a launch: compiles it as Triton would, pointers and sizes that 16 divides marked as such."""
-    given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-    signature, constants, divisible = {}, {}, {}
-    for index, parameter in enumerate(self.params):
-        value = given[parameter.name]
-        if parameter.is_constexpr or (type(value) is int and value == 1 and not parameter.do_not_specialize):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = mangle_type(value)
-        if isinstance(value, torch.Tensor) or (type(value) is int and value % 16 == 0):
-            divisible[(index,)] = [["tt.divisibility", 16]]
-    options = {name: value for name, value in kwargs.items() if name not in self.arg_names}
-    for target in targets:
-        kernel = triton.compile(
-            ASTSource(self, signature, constants, divisible), target=GPUTarget("cuda", target, 32), options=options
-        )
-        kinds = "".join(f" {name}" for name, value in constants.items() if value is True)
-        kinds += "".join(f" {name}={constants[name]}" for name in ("KIND", "M", "N", "RANKS") if name in constants)
-        name = f"{self.__module__.rpartition('.')[2]}.{self.__name__}{kinds} {' '.join(labels)} sm_{target}"
-        compiled[name] = {"shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, and bytes of stack: what did not fit into them."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        words = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = dict(part.split(":") for part in words.split() if part.startswith(("REG:", "STACK:")))
-    return {"registers": int(usage["REG"]), "stack": int(usage["STACK"])}
+SHOWN = ("KIND", "E", "M", "N", "RANKS")
 
 
 def rows(dtype) -> None:
@@ -110,14 +71,13 @@ def blocks(dtype) -> None:
 
 def documents(dtype) -> None:
     """Attention."""
-    scorings = {"plain": attention.PLAIN, "all": Scoring(0.1, 30.0, 64, alibi_slopes(8))}
+    scorings = (attention.PLAIN, Scoring(0.1, 30.0, 64, alibi_slopes(8)))
     # What runs untuned is that of the first target's generation.
     attention_kernels.generation = lambda device: targets[0] // 10
     for width in (128,) if quick else (64, 128, 256):
         qkv, out, sums = torch.empty(128, 12 * width, dtype=dtype), torch.empty(128, 8 * width), torch.empty(8, 128)
         out = out.to(dtype)
-        for name, scoring in scorings.items():
-            labels[1:] = [str(width), name]
+        for scoring in scorings:
             spans = [Span(0, 64, 0, 0), Span(64, 128, 0, 64)]
             for number in range(4 if "tiles" in sys.argv else 1):
                 # Tiles of another number than a list has are the first.
@@ -126,14 +86,25 @@ def documents(dtype) -> None:
                 attention_kernels.attend_backward(qkv, out, out, sums, spans, 8, 2, scoring, qkv)
 
 
-def main() -> None:
-    JITFunction.run = compile_launch
-    select._forced.set("triton")
+def launches() -> None:
+    """Every operation, in every dtype that is asked for."""
     launch.add_one[(1,)](torch.empty(8), 8, SIZE=8)
     for dtype in (torch.bfloat16,) if quick or "tiles" in sys.argv else (torch.bfloat16, torch.float32):
         for operations in (documents,) if "tiles" in sys.argv else (rows, blocks, documents):
-            labels[:] = [str(dtype).removeprefix("torch.")]
             operations(dtype)
+
+
+def main() -> None:
+    select._forced.set("triton")
+    compiled: dict[str, dict[str, int]] = {}
+    for target in targets:
+        with Recorder().recording(target) as recorder:
+            launches()
+        for kernel in recorder.kernels.values():
+            kinds = "".join(f" {name}" for name, value in kernel.constants.items() if value is True)
+            kinds += "".join(f" {key}={value}" for key, value in kernel.constants.items() if key in SHOWN)
+            name = f"{kernel.name}{kinds} {' '.join(kernel.dtypes)} sm_{target}"
+            compiled[name] = {key: resources(kernel, target)[key] for key in ("shared", "registers", "stack")}
     print(json.dumps(compiled))
 
 

@@ -32,6 +32,16 @@ def test_a_given_buffer_is_written_and_nothing_behind_it(device):
     assert (memory[195:] == 7).all()
 
 
+@pytest.mark.parametrize("skipped", [1, 2, 3, 4])
+def test_bytes_may_begin_anywhere(device, skipped):
+    """Kernels read four at a time: a tensor that is part of another has its first where that begins."""
+    _, there = quantized(device, 40, 64)
+    memory = torch.full((skipped + there.packed.numel(),), 0x77, dtype=torch.uint8, device=device)
+    memory[skipped:] = there.packed
+    moved = nf4.NF4Tensor(memory[skipped:], there.absmax8, there.nested_absmax, there.offset, there.shape)
+    assert torch.equal(nf4.dequantize(moved), nf4.dequantize(there))
+
+
 @pytest.mark.parametrize(("first", "rows"), [(0, 1), (1, 2), (3, 17), (300, 8), (5, 0)])
 @pytest.mark.parametrize("columns", [64, 32])
 def test_some_rows(device, first, rows, columns):

@@ -114,7 +114,7 @@ def _kinds_of(scoring: Scoring) -> dict[str, bool]:
     }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sums_row"])
 def forward(
     qkv,
     qkv_row,
@@ -205,7 +205,7 @@ def forward(
     tl.store(sums + head * sums_row + row_M, log_M, mask=row_M < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["along_row"])
 def outputs_along_gradients(
     out, out_row, grad, grad_row, along, along_row, tiles, width, M: tl.constexpr, E: tl.constexpr
 ):
@@ -223,7 +223,7 @@ def outputs_along_gradients(
     tl.store(along + head * along_row + row_M, tl.sum(y_ME * dy_ME, axis=1), mask=within_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sums_row", "along_row"])
 def backward_q(
     qkv,
     qkv_row,
@@ -293,7 +293,7 @@ def backward_q(
     tl.store(grad_qkv + row_M1 * grad_qkv_row + place_ME, (dq_ME * scale).to(grad_qkv.dtype.element_ty), mask=inside_ME)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sums_row", "along_row"])
 def backward_kv(
     qkv,
     qkv_row,

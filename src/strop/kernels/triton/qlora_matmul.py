@@ -17,13 +17,16 @@ from torch import Tensor
 from strop.kernels.nf4 import BLOCK, NF4Tensor, tables
 from strop.kernels.triton import tuning
 from strop.kernels.triton.launch import blocks, on, width_of
-from strop.kernels.triton.nf4 import scales
+from strop.kernels.triton.nf4 import codes_of, scales, words
 
+# With one stage nothing is on its way while a tile is multiplied. With more the values that codes stand for, 64 bytes
+# that lie in the first-level cache, are copied to shared memory one by one; without, Triton 3.9 reads a block's scale
+# once a weight (benchmarks/gpu_compiled.py). Measuring decides.
 CONFIGS = (
     tuning.Config({"M": 16, "N": 64}, warps=4, stages=3),
-    tuning.Config({"M": 64, "N": 64}, warps=4, stages=3),
-    tuning.Config({"M": 64, "N": 128}, warps=8, stages=2),
-    tuning.Config({"M": 128, "N": 64}, warps=8, stages=2),
+    tuning.Config({"M": 16, "N": 64}, warps=4, stages=1),
+    tuning.Config({"M": 64, "N": 64}, warps=4, stages=1),
+    tuning.Config({"M": 64, "N": 128}, warps=8, stages=1),
 )
 _LEAST = 16
 
@@ -55,7 +58,7 @@ def product(
     down, b = (x_TI, x_TI) if down_TR is None or b_OR is None else (down_TR, b_OR)
     with on(x_TI):
         multiply[(blocks(rows, config.sizes["M"]), blocks(outputs, config.sizes["N"]))](
-            *(x_TI, x_TI.stride(0), weight.packed, weight.absmax8, weight.nested_absmax, weight.offset),
+            *(x_TI, x_TI.stride(0), words(weight.packed), weight.absmax8, weight.nested_absmax, weight.offset),
             *(*tables(x_TI.device), down, down.stride(0), b, out_TO, out_TO.stride(0)),
             *(rows, outputs, inputs, ranks),
             RANKS=max(width_of(ranks), _LEAST) if ranks else 0,
@@ -65,7 +68,7 @@ def product(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def multiply(
     x,
     x_row,
@@ -95,16 +98,15 @@ def multiply(
     output_N = tl.program_id(1) * N + tl.arange(0, N)
     within_M, within_N = row_M < rows, output_N < outputs
     row_M, output_N = row_M.to(tl.int64), output_N.to(tl.int64)
-    place_K, place_C = tl.arange(0, K), tl.arange(0, K // 2)
+    place_K, place_C = tl.arange(0, K), tl.arange(0, K // 8)
     y_MN = tl.zeros((M, N), tl.float32)
     for begin in range(0, inputs, K):
         x_MK = tl.load(x + row_M[:, None] * x_row + begin + place_K[None, :], mask=within_M[:, None], other=0.0)
         first_N = output_N * inputs + begin
         scale_N = scales(absmax8, nested, offset, dynamic, first_N // K, within_N)
-        pair_NC = tl.load(packed + (first_N // 2)[:, None] + place_C[None, :], mask=within_N[:, None], other=0)
-        pair_NC = pair_NC.to(tl.int32)
-        value_NK = tl.interleave(tl.load(code + (pair_NC >> 4)), tl.load(code + (pair_NC & 15)))
-        weight_NK = (value_NK * scale_N[:, None]).to(x_MK.dtype)
+        word_NC = tl.load(packed + (first_N // 8)[:, None] + place_C[None, :], mask=within_N[:, None], other=0)
+        value_NCP = tl.load(code + codes_of(word_NC)) * scale_N[:, None, None]
+        weight_NK = tl.reshape(value_NCP.to(x_MK.dtype), (N, K))
         y_MN += tl.dot(x_MK, tl.trans(weight_NK), input_precision="ieee")
     if RANKS > 0:
         rank_R = tl.arange(0, RANKS)

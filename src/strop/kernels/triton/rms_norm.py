@@ -49,7 +49,7 @@ def normalize_backward(grad_TI: Tensor, x_TI: Tensor, weight_D: Tensor, eps: flo
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def forward(x, x_row, weight, eps, out, out_row, rows, pieces, columns, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """The normalised piece is rounded before it is multiplied, as in the reference."""
     row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -67,7 +67,7 @@ def forward(x, x_row, weight, eps, out, out_row, rows, pieces, columns, ROWS: tl
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def backward(
     grad,
     grad_row,
