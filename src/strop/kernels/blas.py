@@ -5,8 +5,8 @@
 On a CPU in float32 that is OpenBLAS, where the package `scipy-openblas32` is installed, called from Strop's own threads
 (native/matmul.c): one thread per piece of the product, and pieces that follow from the shape alone, so that the number
 of threads changes no bit. In bfloat16 it is Strop's own (native/matmul_amx.c) on CPUs with AMX: what torch calls there
-compiles code for every shape that it meets, 4 ms and half a MiB each, and a pack of whole documents seldom has the shape
-of another. Everywhere else it is torch.
+compiles code for every shape that it meets, 4 ms and half a MiB each, and a pack of whole documents seldom has the
+shape of another. Everywhere else it is torch.
 
 With two threads on two Zen 4 cores OpenBLAS did 174 GFLOP/s and torch's MKL 128 at 2,048 × 576 × 960, 171 and 74 at
 256 × 576 × 49,152. OpenBLAS' own threads spin while they wait; one that shares its core with another program holds up
