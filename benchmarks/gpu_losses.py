@@ -62,7 +62,7 @@ def train(place: Path, name: str, given: argparse.Namespace, device: str, dtype:
     # Nothing of the plan is left to what is timed: two runs under one plan are to have the same bits.
     plan = {"device": device, "dtype": dtype, "pack_tokens": "2048", "recompute_layers": "0", "dense_layers": "0"}
     plan |= {"recompute_elementwise": "0", "loss_chunk": "256", "threads": str(given.threads)}
-    if device == "cpu":
+    if device == "cpu" and dtype == "float32":
         plan["matmul"] = "torch"
     print(name, file=sys.stderr, flush=True)
     train_run(resolved, folder=folder, plan_overrides=plan)

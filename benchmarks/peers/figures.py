@@ -100,7 +100,7 @@ def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: Mapping[str, flo
     """One side's figures over its rounds.
 
     Its share of the limit: the operations that its computed and its learned tokens ask for, over its time, beside the
-    best matrix rate.
+    best matrix rate. The limit is float32's; a side in bfloat16 has no share of it.
     """
     figures = [run.figures() for run in runs]
     names = dict.fromkeys(name for round_ in figures for name in round_)
@@ -110,13 +110,15 @@ def summarize(runs: Sequence[Run], tuned: Sequence[Run], limit: Mapping[str, flo
         for mine, theirs in zip(figures, (run.figures() for run in tuned), strict=False)
         if mine and theirs
     ]
+    low = any(run.ready.get("settings", {}).get("dtype") == "bfloat16" for run in runs)
     if names:
         summary["best_read_per_s"] = max(each["read_per_s"] for each in figures if each)
         flops = 1e6 * (
             summary["computed_per_s"] * limit["mflop_per_computed_token"]
             + summary["learned_per_s"] * limit["mflop_per_learned_token"]
         )
-        summary["share_of_limit"] = flops / (1e9 * limit["best_gflop_per_s"])
+        if not low:
+            summary["share_of_limit"] = flops / (1e9 * limit["best_gflop_per_s"])
     if ratios:
         summary["times_tuned"] = statistics.median(ratios)
     summary = {name: _rounded(value) for name, value in summary.items()}

@@ -1,7 +1,7 @@
 """Sides "strop…": Strop's engine as `strop train` uses it, with the plan that it chooses.
 
 "low" is the plan of least memory, a number of bytes is a budget (`--memory`), "default" what `strop train` does when
-nothing is said. The packs, the gradients and the optimiser are those of a run; what a run does besides (events,
+nothing is said, and "float32" the same where the dtype is said: without, it is what the machine is faster in. The packs, the gradients and the optimiser are those of a run; what a run does besides (events,
 checkpoints, watching) is left out, as it is on the other sides.
 
 A job of many steps can be done in parts: with a time limit the side stops after the step in which it runs out, keeps
@@ -101,7 +101,7 @@ def prepare(job: Job, variant: str, part: Part) -> Prepared:
     )
     dataset = SimpleNamespace(learned=[example for samples in steps for example in samples], held_out=[])
     facts = (spec, ModelTensors(folder).item_bytes, dataset, recipe)
-    levers = {"device": job.device}
+    levers = {"device": job.device, **({"dtype": "float32"} if variant == "float32" else {})}
     budget = int(variant) if variant.isdecimal() else None
     choice = choose(*facts, steps=len(steps), budget_bytes=budget, levers=levers)
     if variant == "low":

@@ -1,6 +1,7 @@
 """Side "tuned": transformers + PEFT + bitsandbytes by hand, with what makes it fast on a CPU.
 
-float32, no checkpointing, micro-batches of samples of like length (the step's samples sorted, so that little is
+float32, or "bfloat16" for base and activations beside adapters in float32 (PEFT's default, and the faster of that and
+autocast over a base in float32); no checkpointing, micro-batches of samples of like length (the step's samples sorted, so that little is
 padding), fused AdamW. The loss is summed over learned tokens and divided once by those of the step, from logits at all
 positions, as transformers makes them.
 """
@@ -16,14 +17,15 @@ from torch.nn.functional import cross_entropy
 MICRO_BATCH = 4
 
 
-def run(job: Job, course: Course) -> None:
+def run(job: Job, course: Course, variant: str) -> None:
     """All steps of the job."""
-    model = get_peft_model(load_base(job.model), lora_config(job))
+    dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
+    model = get_peft_model(load_base(job.model, dtype), lora_config(job))
     start_from(model, job.first_adapter)
     model.train()
     trained = [matrix for matrix in model.parameters() if matrix.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
-    course.ready(PACKAGES, micro_batch=MICRO_BATCH)
+    course.ready(PACKAGES, micro_batch=MICRO_BATCH, dtype=str(dtype).removeprefix("torch."))
     for step, rate in zip(job.steps, job.rates, strict=True):
         course.begin_step()
         samples = sorted(step, key=lambda sample: -len(sample[0]))
@@ -33,7 +35,7 @@ def run(job: Job, course: Course) -> None:
             batch = padded(samples[start : start + MICRO_BATCH])
             count(course, samples[start : start + MICRO_BATCH], batch)
             outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            logits = outputs.logits[:, :-1].flatten(0, 1)
+            logits = outputs.logits[:, :-1].flatten(0, 1).float()
             loss = cross_entropy(logits, batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum")
             loss_sum += loss.item()
             (loss / total).backward()
@@ -47,4 +49,4 @@ def run(job: Job, course: Course) -> None:
 
 
 if __name__ == "__main__":
-    run(*arguments()[:2])
+    run(*arguments())

@@ -54,7 +54,7 @@ def test_every_lever_can_be_set_by_hand():
         ("dtype", "", "float32 or bfloat16"),
         ("head", "nf4", "dense or stored"),
         ("prefixes", "Shared", "shared or repeated"),
-        ("matmul", "mkl", "openblas or torch"),
+        ("matmul", "mkl", "amx or openblas or torch"),
         ("pack_tokens", "0", "a whole number, 1 to 2147483647"),
         ("pack_tokens", "-5", "a whole number, 1 to 2147483647"),
         ("pack_tokens", "1e3", "a whole number, 1 to 2147483647"),

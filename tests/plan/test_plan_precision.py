@@ -49,7 +49,7 @@ class Processor:
 
 def compared(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> Speeds:
     monkeypatch.setattr(precision, "_seconds", processor)
-    monkeypatch.setattr(blas, "libraries", lambda: ("torch",))
+    monkeypatch.setattr(blas, "libraries", lambda dtype=torch.float32: ("torch",))
     monkeypatch.setattr(library, "native", object)
     speeds = precision.compare(WEIGHTS)
     assert speeds is not None
@@ -60,8 +60,17 @@ def compared(monkeypatch: pytest.MonkeyPatch, processor: Processor) -> Speeds:
     ("speeds", "dtype"),
     [(FAST, "bfloat16"), (Speeds(2.0, 3.0), "bfloat16"), (SLIGHT, "float32"), (SLOW, "float32"), (None, "float32")],
 )
-def test_bfloat16_is_taken_where_its_products_are_half_as_fast_again(speeds: Speeds | None, dtype: str):
+def test_bfloat16_is_taken_where_its_products_are_half_as_fast_again(
+    speeds: Speeds | None, dtype: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blas, "libraries", lambda dtype=torch.float32: ("amx", "torch"))
     assert precision.taken(speeds) == dtype
+
+
+def test_bfloat16_is_not_taken_where_torch_multiplies_it(monkeypatch: pytest.MonkeyPatch):
+    """However fast: what it compiles for every shape would grow beyond any budget."""
+    monkeypatch.setattr(blas, "libraries", lambda dtype=torch.float32: ("torch",))
+    assert precision.taken(FAST) == "float32"
 
 
 def test_both_directions_of_the_largest_products_are_compared(monkeypatch: pytest.MonkeyPatch):
@@ -109,6 +118,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_everything_is_timed_in_the_dtype_that_is_taken(speeds: Speeds | None, dtype: str, short: pytest.MonkeyPatch):
     benches, rates = [], timing.rates
     short.setattr(precision, "compare", lambda _: speeds)
+    short.setattr(precision, "taken", lambda found: dtype if found is speeds else "")
     short.setattr(timing, "rates", lambda spec, rank, bench: benches.append(bench) or rates(spec, rank, bench))
     found = probe(spec(), device="cpu", rank=3, threads=1)
     assert (found.dtype, found.speeds) == (dtype, speeds)
@@ -197,6 +207,8 @@ def test_a_library_of_float32_is_refused_in_bfloat16():
     with pytest.raises(UsageError) as caught:
         read_levers({"dtype": "bfloat16", "matmul": "openblas"})
     assert "does nothing in bfloat16" in caught.value.what
+    with pytest.raises(UsageError, match="does nothing in float32"):
+        read_levers({"dtype": "float32", "matmul": "amx"})
     assert read_levers({"dtype": "bfloat16", "matmul": "torch"}) == {"dtype": "bfloat16", "matmul": "torch"}
 
 
@@ -204,5 +216,5 @@ def test_answering_is_planned_in_the_dtype_that_is_named():
     look = replace(box("float32"), rates=None, matmul=None)
     assert default_plan(spec(), look).dtype == "float32"
     low = default_plan(spec(), look, {"dtype": "bfloat16"})
-    assert (low.dtype, low.matmul) == ("bfloat16", "torch")
+    assert (low.dtype, low.matmul) == ("bfloat16", blas.libraries(torch.bfloat16)[0])
     assert default_plan(spec(), replace(look, free_bytes=8 * spec().linear_weights // 3)).dense_layers < 4

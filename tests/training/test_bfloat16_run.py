@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from strop.cli.main import main
 from strop.evaluate.tuned import load_tuned
+from strop.kernels import blas
 from strop.run.folder import RunFolder
 from strop.training.session import resume_run
 from tiny_run import PLAN, Tiny, course, values
@@ -91,7 +93,7 @@ def test_strop_plan_names_the_dtype(tiny: Tiny, capsys: pytest.CaptureFixture[st
     line = ["plan", str(tiny.model), str(tiny.data), "--data.eval", "4"]
     assert main([*line, "--plan.dtype", "bfloat16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["plan"]["dtype"], found["plan"]["matmul"]) == ("bfloat16", "torch")
+    assert (found["plan"]["dtype"], found["plan"]["matmul"]) == ("bfloat16", blas.libraries(torch.bfloat16)[0])
     assert {item["dtype"] for item in found["machine"]["matmul"]} == {"bfloat16"}
     assert set(found["machine"]["dtypes"]) in (set(), {"float32", "bfloat16"})
     assert main([*line, "--plan.dtype", "bfloat16", "--plan.matmul", "openblas"]) == 2
