@@ -27,7 +27,7 @@ round, and then the median is taken. Memory is the process's peak of resident me
 padding included, and for the head those that are learned.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
-every step (0.02 in bfloat16), and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
+every step (0.05 in bfloat16), and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
 "tuned" sides run once more in every round beside a process that keeps one core busy. With `--avx2` every side is held
 to AVX2, as on a CPU that has no more: there bfloat16, which TRL's defaults ask for, has no instructions of its own.
 """
@@ -56,7 +56,8 @@ HERE = Path(__file__).parent
 GSM8K = HERE.parents[1] / "shared" / "data" / "gsm8k" / "train.jsonl"
 RESULTS = HERE / "results" / "cpu_peers.json"
 TORCH = "torch==2.13.0"
-TOLERANCE, LOW_TOLERANCE = 1e-4, 0.02
+# The stock stack in bfloat16 was 0.033 from itself in float32, Strop 0.01.
+TOLERANCE, LOW_TOLERANCE = 1e-4, 0.05
 # Beginnings of variables that set threads or choose kernels: no side, nor the limit, has any but its own.
 SETTINGS = ("OMP_", "GOMP_", "MKL_", "OPENBLAS_")
 TARGETS = ("q_proj", "k_proj", "v_proj")

@@ -121,6 +121,8 @@ static void pack_plain(const uint16_t *b, int64_t ldb, int64_t columns, int64_t 
         __m512i even = _mm512_setzero_si512(), odd = even;
         if (k < depth) even = _mm512_maskz_loadu_epi16(there, b + k * ldb);
         if (k + 1 < depth) odd = _mm512_maskz_loadu_epi16(there, b + (k + 1) * ldb);
+        __builtin_prefetch(b + (k + 16) * ldb);
+        __builtin_prefetch(b + (k + 17) * ldb);
         uint16_t *to = pairs_of(panel, k) + k % STEP / 2 * 32;
         _mm512_store_si512(to, _mm512_permutex2var_epi16(even, order_low, odd));
         _mm512_store_si512(to + 16 * STEP, _mm512_permutex2var_epi16(even, order_high, odd));
@@ -338,6 +340,8 @@ static void choose_tasks(product *p) {
     const double work = 2.0 * (double)p->m * (double)p->n * (double)p->k;
     const int64_t wanted = smaller((int64_t)(work / SHORT_TASK) + 1, threads * TASKS);
     int64_t across = parts(wanted, down);
+    /* Rows of b lie pages apart: they are read a group's width at a time, but for threads that would have nothing. */
+    across = smaller(across, larger(parts(threads, down), p->n / GROUP));
     if (p->k > p->depth) across = larger(across, parts(p->n * p->rows * (int64_t)sizeof(float), 2 * CACHED));
     p->columns = round_up(parts(p->n, across), SIDE);
     p->across = (int)parts(p->n, p->columns);
