@@ -27,9 +27,10 @@ round, and then the median is taken. Memory is the process's peak of resident me
 padding included, and for the head those that are learned.
 
 The losses show that all do the same work: those of sides marked `same_work` must agree with "tuned" within 1e-4 in
-every step (0.05 in bfloat16), and their tokens exactly, or the script says so and ends with exit code 1. With `--busy`, Strop and both
-"tuned" sides run once more in every round beside a process that keeps one core busy. With `--avx2` every side is held
-to AVX2, as on a CPU that has no more: there bfloat16, which TRL's defaults ask for, has no instructions of its own.
+every step (0.05 in bfloat16), and their tokens exactly, or the script says so and ends with exit code 1. With
+`--busy`, Strop and both "tuned" sides run once more in every round beside a process that keeps one core busy. With
+`--avx2` every side is held to AVX2, as on a CPU that has no more: there bfloat16, which TRL's defaults ask for, has no
+instructions of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Sides "strop…": Strop's engine as `strop train` uses it, with the plan that it chooses.
 
 "low" is the plan of least memory, a number of bytes is a budget (`--memory`), "default" what `strop train` does when
-nothing is said, and "float32" the same where the dtype is said: without, it is what the machine is faster in. The packs, the gradients and the optimiser are those of a run; what a run does besides (events,
-checkpoints, watching) is left out, as it is on the other sides.
+nothing is said, and "float32" the same where the dtype is said: without, it is what the machine is faster in. The
+packs, the gradients and the optimiser are those of a run; what a run does besides (events, checkpoints, watching) is
+left out, as it is on the other sides.
 
 A job of many steps can be done in parts: with a time limit the side stops after the step in which it runs out, keeps
 adapter, optimiser and the number of steps done in a folder, and goes on from there when it is started again.

@@ -98,6 +98,9 @@ def head_seconds(job: Job, plan: Plan, machine: Machine, asked: Totals, *, backw
     if plan.head == "stored":
         blocks = max(spec.vocabulary * spec.hidden / WIDENED_WEIGHTS, 1.0)
     seconds = rates.softmax * asked.learned * spec.vocabulary
+    if backward and plan.dtype != "float32":
+        # The logits' gradient is rounded for the product.
+        seconds += 1.5 * copy_seconds(machine, asked.learned * spec.vocabulary, plan)
     for forward in (True, False) if backward else (True,):
         line = machine.product_seconds(plan.matmul, plan.dtype, spec.hidden, spec.vocabulary, forward=forward)
         seconds += line.seconds(asked.chunks, asked.learned)

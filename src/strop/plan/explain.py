@@ -131,7 +131,7 @@ def _machine(machine: Machine, plan: Plan) -> str:
         words += f"; copying: {significant(machine.bandwidth / 1e9, 3)} GB/s"
     if machine.upload:
         words += f", from the machine's memory {significant(machine.upload / 1e9, 3)} GB/s"
-    if machine.launch:
+    if machine.on_gpu and machine.launch:
         words += f"; a launch: {significant(machine.launch * 1e6, 2)} µs"
     return words
 

@@ -26,7 +26,7 @@ from strop.plan.job import Job
 from strop.plan.machine import Line, Machine, Rates
 from strop.plan.memory import plan_item
 from strop.plan.plan import Plan
-from strop.plan.waiting import waiting
+from strop.plan.waiting import calls, waiting
 
 _QKV, _OUT, _GATE_UP, _DOWN = range(4)
 
@@ -175,8 +175,15 @@ class _Layer:
             waiting=dict.fromkeys(GRADES, 0.0),
         )
         if not self.machine.on_gpu:
-            return layer
+            return self._called(layer)
         return replace(layer, waiting=waiting(self.job, self.plan, self.machine, self.asked, layer, self.layer))
+
+    def _called(self, layer: LayerTime) -> LayerTime:
+        """With what a CPU's own calls take, of what is done in each grade."""
+        each = self.machine.launch * self.asked.packs
+        count = {grade: calls(self.job, grade, self.layer) for grade in GRADES}
+        again = {grade: layer.again[grade] + each * (count[grade] - count["none"]) for grade in GRADES}
+        return replace(layer, elementwise=layer.elementwise + each * count["none"], again=again)
 
     def forward(self) -> float:
         """The way up, without dequantising projections."""

@@ -104,7 +104,8 @@ class Machine:
         bandwidth: bytes per second, read and written, of a copy in the device's memory; 0 where nothing was timed.
         upload: bytes per second from the machine's pinned memory to a GPU; 0 on a CPU.
         download: bytes per second the other way.
-        launch: seconds that the host takes to launch an operation on a GPU; 0 on a CPU, where it computes itself.
+        launch: seconds that the host takes for an operation itself, which a GPU computes meanwhile and a CPU does not;
+            0 on a CPU in float32, where it does not show.
         host_free_bytes: what is free of the machine's own memory, beside a GPU's.
         attention: what computes attention fastest on a GPU (`Plan.attention`).
         speeds: products of a CPU in float32 and in bfloat16; None where they were not compared.
