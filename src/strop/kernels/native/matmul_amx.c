@@ -22,6 +22,8 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "amx_pairs.h"
+
 enum { SIDE = 32 };           /* rows and columns of a block of sums: two by two tiles */
 enum { STEP = 32 };           /* numbers along k in a tile */
 enum { GROUP = 8 * SIDE };    /* columns whose panels are packed together */
@@ -59,30 +61,6 @@ static inline __mmask32 first_of_32(int64_t count) {
 
 static inline __mmask16 first_of_16(int64_t count) { return (__mmask16)first_of_32(count); }
 
-/* Sixteen rows of sixteen words, turned over. */
-static inline __attribute__((always_inline)) void turn_words(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
-            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
-            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xDD);
-        }
-    for (int j = 0; j < 8; j++) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xDD);
-    }
-}
-
 /* Where the pairs of a step begin in a panel: those of its first sixteen columns, then those of the others. */
 static inline uint16_t *pairs_of(uint16_t *panel, int64_t k) { return panel + k / STEP * STEP * SIDE; }
 
@@ -102,19 +80,13 @@ static void pack_turned(const uint16_t *b, int64_t ldb, int64_t columns, int64_t
                     r[i] = half * 16 + i < columns ? _mm512_maskz_loadu_epi16(there, from + i * ldb)
                                                    : _mm512_setzero_si512();
             }
-            turn_words(r);
+            transpose(r);
 #pragma GCC unroll 16
             for (int i = 0; i < 16; i++) _mm512_store_si512(to + i * 32, r[i]);
         }
 }
 
 static void pack_plain(const uint16_t *b, int64_t ldb, int64_t columns, int64_t depth, uint16_t *panel) {
-    uint16_t low[32], high[32];
-    for (int i = 0; i < 16; i++) {
-        low[2 * i] = (uint16_t)i, low[2 * i + 1] = (uint16_t)(32 + i);
-        high[2 * i] = (uint16_t)(16 + i), high[2 * i + 1] = (uint16_t)(48 + i);
-    }
-    const __m512i order_low = _mm512_loadu_si512(low), order_high = _mm512_loadu_si512(high);
     const __mmask32 there = first_of_32(columns);
     const int64_t whole = round_up(depth, STEP);
     for (int64_t k = 0; k < whole; k += 2) {
@@ -124,8 +96,8 @@ static void pack_plain(const uint16_t *b, int64_t ldb, int64_t columns, int64_t 
         __builtin_prefetch(b + (k + 16) * ldb);
         __builtin_prefetch(b + (k + 17) * ldb);
         uint16_t *to = pairs_of(panel, k) + k % STEP / 2 * 32;
-        _mm512_store_si512(to, _mm512_permutex2var_epi16(even, order_low, odd));
-        _mm512_store_si512(to + 16 * STEP, _mm512_permutex2var_epi16(even, order_high, odd));
+        _mm512_store_si512(to, first_pairs(even, odd));
+        _mm512_store_si512(to + 16 * STEP, last_pairs(even, odd));
     }
 }
 
