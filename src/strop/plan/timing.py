@@ -139,7 +139,7 @@ def _shape(rows: int, inputs: int, outputs: int, *, forward: bool) -> Shape:
 def _products(spec: DecoderSpec, dtypes: tuple[str, ...], bench: Bench) -> dict[str, dict[str, dict[Shape, float]]]:
     """Rates of the model's products, at two counts of rows: as many as the time allows, and a quarter of them.
 
-    In bfloat16 a weight and what is written come from memory, as in a step: there they take a third of the time.
+    In bfloat16 a weight and the result come from memory, as in a step: from the caches products seem a third faster.
     """
     kinds = [(name, dtype) for dtype in dtypes for name in _libraries(dtype)]
     weights = sorted(_weights(spec))
